@@ -1,0 +1,169 @@
+//! Names of hosts, networks, apps and members, checked where they enter.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Why a name was refused: what it is, the text, and what would be accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} {text:?} is malformed: expected {expected}")]
+pub struct MalformedId {
+    kind: &'static str,
+    text: String,
+    expected: &'static str,
+}
+
+macro_rules! text_id {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $expected:literal, $check:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = MalformedId;
+            fn from_str(text: &str) -> Result<Self, MalformedId> {
+                let check: fn(&str) -> bool = $check;
+                if check(text) {
+                    Ok(Self(text.to_owned()))
+                } else {
+                    Err(MalformedId { kind: $kind, text: text.to_owned(), expected: $expected })
+                }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = MalformedId;
+            fn try_from(text: String) -> Result<Self, MalformedId> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+macro_rules! uuid_id {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(Uuid);
+
+        impl $name {
+            /// A new random id (UUID version 4).
+            pub fn random() -> Self {
+                Self(Uuid::from_bytes(uuid::Builder::from_random_bytes(rand::random()).into_uuid().into_bytes()))
+            }
+
+            /// The id without its prefix, as 16 bytes.
+            pub fn as_bytes(&self) -> &[u8; 16] {
+                self.0.as_bytes()
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = MalformedId;
+            fn from_str(text: &str) -> Result<Self, MalformedId> {
+                let malformed = || MalformedId {
+                    kind: $kind,
+                    text: text.to_owned(),
+                    expected: concat!($prefix, "<uuid>, lower case, for example ", $prefix, "ad0fd6a1-d05e-40ea-bf63-c4f8a75a9d8c"),
+                };
+                let digits = text.strip_prefix($prefix).ok_or_else(malformed)?;
+                let id = Uuid::try_parse(digits).map_err(|_| malformed())?;
+                // One spelling only: the text is a DNS label and a key.
+                if id.hyphenated().to_string() == digits { Ok(Self(id)) } else { Err(malformed()) }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = MalformedId;
+            fn try_from(text: String) -> Result<Self, MalformedId> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.to_string()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "{}"), self.0.hyphenated())
+            }
+        }
+    };
+}
+
+text_id!(
+    /// A machine with an agent; the name its certificate carries.
+    HostId, "host name", "1 to 63 characters of a-z, A-Z, 0-9, '.', '-' and '_'",
+    |text| !text.is_empty()
+        && text.len() <= 63
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b))
+);
+
+text_id!(
+    /// One gossip cluster.
+    Region, "region", "1 to 63 characters of a-z, 0-9 and '-'",
+    |text| !text.is_empty()
+        && text.len() <= 63
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+);
+
+text_id!(
+    /// One container's attachment to one network: 16 hexadecimal digits, new at each attach.
+    MemberId, "member id", "16 hexadecimal digits, lower case",
+    |text| text.len() == 16 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+);
+
+text_id!(
+    /// A process type such as `web`: one DNS label.
+    ProcessType, "process type",
+    "1 to 63 characters of a-z, 0-9 and '-', not starting or ending with '-', not only digits",
+    |text| !text.is_empty()
+        && text.len() <= 63
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+        // `1.web` and `web` must not be confused with a type named `1`.
+        && !text.bytes().all(|b| b.is_ascii_digit())
+);
+
+uuid_id!(
+    /// A private network: `pn-<uuid>`.
+    NetworkId, "network id", "pn-"
+);
+uuid_id!(
+    /// An application: `ap-<uuid>`.
+    AppId, "app id", "ap-"
+);
+
+impl MemberId {
+    /// A new random id.
+    pub fn random() -> Self {
+        Self(format!("{:016x}", rand::random::<u64>()))
+    }
+}

@@ -1,0 +1,1 @@
+//! WireGuard in userspace, for kernels without it.

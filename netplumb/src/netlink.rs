@@ -1,0 +1,3 @@
+//! The kernel by netlink.
+
+pub mod nft;

@@ -1,0 +1,1 @@
+//! The nft table `inet warren` in a container, by netlink.

@@ -1,0 +1,166 @@
+//! The kernel state of private networks as values: what should be and what is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::path::PathBuf;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+/// Everything this host should have, by network name (`pn-<uuid>`).
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Desired {
+    /// The networks this host has members of.
+    pub networks: BTreeMap<String, Network>,
+}
+
+/// One private network on this host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Network {
+    /// The network namespace `net-<pn>` with bridge and VXLAN device.
+    pub fabric: Fabric,
+    /// This host's members by member id.
+    pub members: BTreeMap<String, Member>,
+}
+
+/// What stands in a network's own namespace: `br0`, `vxlan0` and its rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fabric {
+    /// For people: alias of `lo` in every namespace of ours, `warren <region> <host> <id>`.
+    pub alias: String,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// This host's tunnel end.
+    pub local: Vtep,
+    /// MTU of bridge, VXLAN device and veths, in bytes.
+    pub mtu: u32,
+    /// Remote members: exactly one tunnel end for each MAC.
+    pub rows: BTreeMap<Mac, Vtep>,
+}
+
+/// A host's VXLAN tunnel end on the underlay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Vtep {
+    /// Underlay address.
+    pub address: IpAddr,
+    /// UDP port.
+    pub port: u16,
+}
+
+/// One container's attachment on this host: its binding namespace `bind-<member>` and what stands
+/// in the container's own namespace.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Member {
+    /// The container's namespace.
+    pub netns: NetnsRef,
+    /// Name of the WireGuard interface in the container, at most 15 bytes.
+    pub ifname: String,
+    /// MTU of the WireGuard interface, in bytes.
+    pub mtu: u32,
+    /// MAC of `eth0` in the binding namespace: [`Mac::of_key`] of the member's public key.
+    pub mac: Mac,
+    /// Address on `wgN` (as /32) and on `eth0` in the binding namespace (with the subnet's length).
+    pub address: Ipv4Addr,
+    /// The network's subnet.
+    pub subnet: Ipv4Net,
+    /// Address on `wgN` (as /128), where the container has IPv6.
+    pub address6: Option<Ipv6Addr>,
+    /// The network's ULA prefix: unreachable outside `wgN` even where the member has no address6.
+    pub ula: Ipv6Net,
+    /// The member's WireGuard private key.
+    pub private_key: PrivateKey,
+    /// UDP port of WireGuard in the binding namespace.
+    pub port: u16,
+    /// The other members by public key.
+    pub peers: BTreeMap<Key, Peer>,
+    /// The nft table in the container.
+    pub guard: Guard,
+}
+
+/// Another member of the same network, as WireGuard and the binding namespace know it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Peer {
+    /// Its address and port in the overlay.
+    pub endpoint: SocketAddrV4,
+    /// Its MAC: a permanent neighbour row endpoint → MAC in the binding namespace.
+    pub mac: Mac,
+    /// Exactly its addresses.
+    pub allowed: BTreeSet<IpAddr>,
+    /// The record is young: send the first packet, because the peer may have tried before this host
+    /// knew it. Never compared, only carried along when the peer is added.
+    pub greet: bool,
+}
+
+/// What protects the private address inside a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    /// nft table `inet warren`: packets for our address or from our subnet only by `wgN` or `lo`;
+    /// port 53 of the listener's address is rewritten to the listener's port, without conntrack.
+    Table {
+        /// Where the DNS listener is bound in the container's namespace.
+        listener: SocketAddrV4,
+    },
+    /// No nf_tables here, and the operator said `unguarded`.
+    None,
+}
+
+/// A container's network namespace: how to find it again, and how to know it is still the same.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NetnsRef {
+    /// `/proc/<pid>/ns/net`, or the path of a mounted namespace.
+    pub path: PathBuf,
+    /// SO_NETNS_COOKIE: unlike the inode never used again until the next boot.
+    pub cookie: u64,
+}
+
+/// A MAC address.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Mac(pub [u8; 6]);
+
+/// A WireGuard public key.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(pub [u8; 32]);
+
+/// A WireGuard private key; never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PrivateKey(pub [u8; 32]);
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PrivateKey(..)")
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl From<Mac> for String {
+    fn from(mac: Mac) -> String {
+        mac.to_string()
+    }
+}
+impl TryFrom<String> for Mac {
+    type Error = &'static str;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let malformed = "a MAC is six hexadecimal bytes with colons";
+        let bytes: Option<Vec<u8>> = text.split(':').map(|b| u8::from_str_radix(b, 16).ok()).collect();
+        bytes.and_then(|b| b.try_into().ok()).map(Mac).ok_or(malformed)
+    }
+}
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use base64::Engine as _;
+        f.write_str(&base64::engine::general_purpose::STANDARD.encode(self.0))
+    }
+}
