@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use blake2::{Blake2b512, Digest};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -165,5 +166,59 @@ impl MemberId {
     /// A new random id.
     pub fn random() -> Self {
         Self(format!("{:016x}", rand::random::<u64>()))
+    }
+}
+
+impl HostId {
+    /// The gossip node id: the name itself, or 12 hexadecimal digits of its hash when it is longer
+    /// than 16 bytes. Every host's id is in every digest, and chitchat panics when a digest
+    /// outgrows a datagram.
+    pub fn node_id(&self) -> String {
+        if self.0.len() <= 16 {
+            return self.0.clone();
+        }
+        Blake2b512::digest(&self.0).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked_where_they_enter() {
+        fn check<T: FromStr>(good: &[&str], bad: &[&str]) {
+            for text in good {
+                assert!(text.parse::<T>().is_ok(), "{text:?} is refused");
+            }
+            for text in bad {
+                assert!(text.parse::<T>().is_err(), "{text:?} is accepted");
+            }
+        }
+        check::<HostId>(&["a", "host-a.Example_1"], &["", "a b", "a/b", "h\u{e9}", &"x".repeat(64)]);
+        check::<Region>(&["osc-fr1"], &["", "Osc", "a.b", &"x".repeat(64)]);
+        check::<MemberId>(&["0123456789abcdef"], &["", "0123456789ABCDEF", "0123456789abcde"]);
+        check::<ProcessType>(&["web", "web-1"], &["", "1", "-web", "web-", "Web", "a.b"]);
+        check::<NetworkId>(
+            &["pn-ad0fd6a1-d05e-40ea-bf63-c4f8a75a9d8c"],
+            &[
+                "ad0fd6a1-d05e-40ea-bf63-c4f8a75a9d8c",
+                "pn-AD0FD6A1-d05e-40ea-bf63-c4f8a75a9d8c",
+                "pn-ad0fd6a1d05e40eabf63c4f8a75a9d8c",
+            ],
+        );
+        check::<AppId>(
+            &["ap-ad0fd6a1-d05e-40ea-bf63-c4f8a75a9d8c"],
+            &["pn-ad0fd6a1-d05e-40ea-bf63-c4f8a75a9d8c"],
+        );
+    }
+
+    #[test]
+    fn a_long_name_has_a_short_node_id() {
+        let check =
+            |name: &str, node_id: &str| assert_eq!(name.parse::<HostId>().unwrap().node_id(), node_id);
+        check("host-a", "host-a");
+        check("exactly-16-bytes", "exactly-16-bytes");
+        check("host-00001.eu-west-1.example.internal", "GOLDEN");
     }
 }

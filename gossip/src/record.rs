@@ -5,13 +5,16 @@
 //! written again loses nothing.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 
 use base64::Engine as _;
 use ipnet::Ipv4Net;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::id::{AppId, MemberId, NetworkId, ProcessType};
+use crate::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
 
 /// The record format this build writes, and the newest it reads.
 pub const FORMAT: u32 = 1;
@@ -44,7 +47,7 @@ pub struct PublicKey(pub [u8; 32]);
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HostRecord {
     /// The host's name in full: the gossip node id is a hash of it when it is long.
-    pub name: crate::id::HostId,
+    pub name: HostId,
     /// The owner's counter at this write.
     #[serde(rename = "c")]
     pub counter: u64,
@@ -142,21 +145,195 @@ impl From<PublicKey> for String {
 impl TryFrom<String> for PublicKey {
     type Error = MalformedRecord;
     fn try_from(text: String) -> Result<Self, MalformedRecord> {
-        let bytes = base64::engine::general_purpose::STANDARD.decode(&text).map_err(|_| MalformedRecord::PublicKey)?;
+        let bytes = base64::engine::general_purpose::STANDARD
+            .decode(&text)
+            .map_err(|_| MalformedRecord::PublicKey)?;
         bytes.try_into().map(PublicKey).map_err(|_| MalformedRecord::PublicKey)
     }
 }
 
-impl std::fmt::Debug for PublicKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&String::from(*self))
     }
 }
 
-/// Why a key or value was refused; `reason` is the metric's label.
+/// Why a key or value was refused; [`reason`](Self::reason) is the metric's label.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MalformedRecord {
     /// Not 32 bytes of base64.
     #[error("public key is not 32 bytes of base64")]
     PublicKey,
+    /// Neither `host` nor `net/<pn>` nor `mem/<pn>/<member>`.
+    #[error("key {0:?} is none of host, net/<pn>, mem/<pn>/<member>")]
+    Key(String),
+    /// Longer than [`VALUE_BYTES_MAX`].
+    #[error("value of {key} has {bytes} bytes, at most {VALUE_BYTES_MAX} fit")]
+    Oversized {
+        /// The record's key.
+        key: Key,
+        /// Its length.
+        bytes: usize,
+    },
+    /// Not a JSON object with the fields this record needs.
+    #[error("value of {key}: {error}")]
+    Value {
+        /// The record's key.
+        key: Key,
+        /// What the parser says.
+        error: String,
+    },
+    /// A format this build does not read.
+    #[error("value of {key} has format {version}, this build reads {FORMAT}")]
+    Version {
+        /// The record's key.
+        key: Key,
+        /// Its format; 0 when it has none.
+        version: u64,
+    },
+    /// The counter is [`COUNTER_MAX`] or more.
+    #[error("counter {counter} of {key} is not below 2^48")]
+    Counter {
+        /// The record's key.
+        key: Key,
+        /// The counter.
+        counter: u64,
+    },
+    /// The VNI is 0 or longer than 24 bits (RFC 7348, section 5).
+    #[error("VNI {0} is not in 1..2^24")]
+    Vni(u32),
+    /// A host record with the name of another host than its owner.
+    #[error("host record of {name} is published by {owner}")]
+    Foreign {
+        /// The gossip node id it was found under.
+        owner: String,
+        /// The name in it.
+        name: HostId,
+    },
+}
+
+impl MalformedRecord {
+    /// The metric's label.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            MalformedRecord::PublicKey | MalformedRecord::Value { .. } => "value",
+            MalformedRecord::Key(_) => "key",
+            MalformedRecord::Oversized { .. } => "oversized",
+            MalformedRecord::Version { .. } => "version",
+            MalformedRecord::Counter { .. } => "counter",
+            MalformedRecord::Vni(_) => "vni",
+            MalformedRecord::Foreign { .. } => "foreign",
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Key::Host => f.write_str("host"),
+            Key::Network(network) => write!(f, "net/{network}"),
+            Key::Member(network, member) => write!(f, "mem/{network}/{member}"),
+        }
+    }
+}
+
+impl FromStr for Key {
+    type Err = MalformedRecord;
+    fn from_str(text: &str) -> Result<Self, MalformedRecord> {
+        let malformed = || MalformedRecord::Key(text.chars().take(KEY_BYTES_MAX).collect());
+        let mut parts = text.split('/');
+        let key = match (parts.next(), parts.next(), parts.next(), parts.next()) {
+            (Some("host"), None, _, _) => Some(Key::Host),
+            (Some("net"), Some(network), None, _) => network.parse().ok().map(Key::Network),
+            (Some("mem"), Some(network), Some(member), None) => network
+                .parse()
+                .ok()
+                .zip(member.parse().ok())
+                .map(|(network, member)| Key::Member(network, member)),
+            _ => None,
+        };
+        key.ok_or_else(malformed)
+    }
+}
+
+impl Record {
+    /// The key it is published under.
+    pub fn key(&self) -> Key {
+        match self {
+            Record::Host(_) => Key::Host,
+            Record::Network(network, _) => Key::Network(*network),
+            Record::Member(network, member, _) => Key::Member(*network, member.clone()),
+        }
+    }
+
+    /// The wire form: one compact JSON object.
+    pub fn encode(&self) -> String {
+        match self {
+            Record::Host(record) => encode(record),
+            Record::Network(_, record) => encode(record),
+            Record::Member(_, _, record) => encode(record),
+        }
+    }
+
+    /// Reads what `owner`, a gossip node id, has published under `key`.
+    pub fn decode(owner: &str, key: &str, value: &str) -> Result<Self, MalformedRecord> {
+        let key: Key = key.parse()?;
+        if value.len() > VALUE_BYTES_MAX {
+            return Err(MalformedRecord::Oversized { key, bytes: value.len() });
+        }
+        let record = match key {
+            Key::Host => Record::Host(decode(&key, value)?),
+            Key::Network(network) => Record::Network(network, decode(&key, value)?),
+            Key::Member(network, ref member) => Record::Member(network, member.clone(), decode(&key, value)?),
+        };
+        record.check(owner)?;
+        Ok(record)
+    }
+
+    /// Holds the record to the bounds that every reader will hold it to: `owner` is the gossip
+    /// node id of the host that publishes it.
+    pub fn check(&self, owner: &str) -> Result<(), MalformedRecord> {
+        let counter = match self {
+            Record::Host(record) => record.counter,
+            Record::Network(_, record) => record.counter,
+            Record::Member(_, _, record) => record.counter,
+        };
+        if counter >= COUNTER_MAX {
+            return Err(MalformedRecord::Counter { key: self.key(), counter });
+        }
+        match self {
+            Record::Host(record) if record.name.node_id() != owner => {
+                Err(MalformedRecord::Foreign { owner: owner.to_owned(), name: record.name.clone() })
+            }
+            Record::Network(_, record) if record.vni == 0 || record.vni >= 1 << 24 => {
+                Err(MalformedRecord::Vni(record.vni))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Versioned<'a, T> {
+    v: u32,
+    #[serde(flatten)]
+    record: &'a T,
+}
+
+fn encode<T: Serialize>(record: &T) -> String {
+    serde_json::to_string(&Versioned { v: FORMAT, record })
+        .expect("records have text keys and no failing fields")
+}
+
+fn decode<T: DeserializeOwned>(key: &Key, value: &str) -> Result<T, MalformedRecord> {
+    let malformed =
+        |error: serde_json::Error| MalformedRecord::Value { key: key.clone(), error: error.to_string() };
+    let mut fields: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(value).map_err(malformed)?;
+    // The format is the envelope's, not the record's: it must not end among the unknown fields.
+    let version = fields.remove("v").and_then(|v| v.as_u64()).unwrap_or(0);
+    if version != u64::from(FORMAT) {
+        return Err(MalformedRecord::Version { key: key.clone(), version });
+    }
+    serde_json::from_value(fields.into()).map_err(malformed)
 }

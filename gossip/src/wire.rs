@@ -1,0 +1,128 @@
+//! The seam between gossip and the network: envelopes one way, questions with an answer.
+//!
+//! [`quic`](crate::quic) is the real one; [`memory`](crate::memory) is its twin for tests and the
+//! simulation. Both hold the contract in `tests/wire.rs`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chitchat::ChitchatEnvelope;
+use tokio::sync::oneshot;
+
+use crate::counters::Counters;
+use crate::id::HostId;
+
+/// Longest message in bytes, in either direction: chitchat's own bound is 65,507.
+pub const MESSAGE_BYTES_MAX: usize = 128 * 1024;
+
+/// An envelope that arrived.
+#[derive(Debug)]
+pub struct Received {
+    /// The sender's *advertised* address: chitchat replies to it.
+    pub from: SocketAddr,
+    /// What it sent.
+    pub envelope: ChitchatEnvelope,
+}
+
+/// A question that arrived. Dropping `reply` tells the asker that nobody answers.
+#[derive(Debug)]
+pub struct Question {
+    /// Who asks, as its certificate says.
+    pub from: HostId,
+    /// The asker's advertised address.
+    pub address: SocketAddr,
+    /// What it asks.
+    pub body: Vec<u8>,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Vec<u8>>,
+}
+
+/// Why a peer was refused; both ends of a refusal get the same one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The certificate is from another CA, unsigned, expired, or missing.
+    #[error("TLS: {0}; both hosts need certificates of the same region CA that are valid now")]
+    Tls(String),
+    /// The peer belongs to another region.
+    #[error("region: {0}")]
+    Region(String),
+    /// The peer's certificate has another name than the host it claims to be.
+    #[error("name: {0}")]
+    Name(String),
+    /// Another agent uses this host name already.
+    #[error(
+        "twin: {host} is live at {address}; stop one of the two agents, or issue a certificate of its own"
+    )]
+    Twin {
+        /// The name in use.
+        host: HostId,
+        /// Where its other agent gossips.
+        address: SocketAddr,
+    },
+    /// The peer does not speak our protocol.
+    #[error("protocol: {0}")]
+    Protocol(String),
+}
+
+impl Refusal {
+    /// The metric's label.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Refusal::Tls(_) => "tls",
+            Refusal::Region(_) => "region",
+            Refusal::Name(_) => "name",
+            Refusal::Twin { .. } => "twin",
+            Refusal::Protocol(_) => "protocol",
+        }
+    }
+}
+
+/// Why a question got no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// The view has no such host.
+    #[error("host {0} is not known in this region")]
+    Unknown(HostId),
+    /// No answer within the bound, connecting included.
+    #[error("no answer in time")]
+    Timeout,
+    /// The peer got the question and gave no answer, or the connection broke.
+    #[error("the peer gave no answer: {0}")]
+    Unanswered(String),
+    /// The peer refused us, or we refused it.
+    #[error("refused: {0}")]
+    Refused(#[from] Refusal),
+    /// Question or answer is longer than [`MESSAGE_BYTES_MAX`].
+    #[error("message of {0} bytes is longer than {MESSAGE_BYTES_MAX}")]
+    TooLong(usize),
+}
+
+/// How an agent reaches others.
+///
+/// `send` is called from chitchat's one task and never waits; `recv` and `asked` are cancel-safe
+/// and have one reader each.
+#[async_trait]
+pub trait Wire: Send + Sync + 'static {
+    /// The address peers know this agent by.
+    fn advertise(&self) -> SocketAddr;
+
+    /// Queues an envelope. When the queue is full its oldest envelope is dropped and counted; an
+    /// unreachable peer is no error.
+    fn send(&self, to: SocketAddr, envelope: ChitchatEnvelope);
+
+    /// The next envelope; `None` once the wire is closed.
+    async fn recv(&self) -> Option<Received>;
+
+    /// Asks the agent at an address. The caller bounds the time.
+    async fn ask(&self, to: SocketAddr, body: Vec<u8>) -> Result<Vec<u8>, AskError>;
+
+    /// The next question; `None` once the wire is closed.
+    async fn asked(&self) -> Option<Question>;
+
+    /// Says goodbye to all peers, so that they need not wait for a timeout.
+    async fn close(&self);
+
+    /// What was counted so far.
+    fn counters(&self) -> Arc<Counters>;
+}
