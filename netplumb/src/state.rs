@@ -4,15 +4,57 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::path::PathBuf;
+use std::str::FromStr;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use blake2::{Blake2s256, Digest};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
+
+/// Bytes that VXLAN adds to an inner packet over an IPv4 underlay: inner Ethernet 14, VXLAN 8, UDP 8,
+/// IPv4 20 (RFC 7348 §5).
+const VXLAN_OVERHEAD_V4: u32 = 50;
+/// As [`VXLAN_OVERHEAD_V4`], with an IPv6 header of 40 bytes.
+const VXLAN_OVERHEAD_V6: u32 = 70;
+/// Bytes that WireGuard adds between IPv4 endpoints: message 32, UDP 8, IPv4 20.
+const WIREGUARD_OVERHEAD: u32 = 60;
+/// No IPv6 on links below this MTU (RFC 8200 §5).
+pub const IPV6_MTU_MIN: u32 = 1280;
+
+/// MTU of bridge, VXLAN device and veths on an underlay of `underlay` bytes, whose tunnel ends have
+/// IPv6 addresses or not.
+pub fn fabric_mtu(underlay: u32, ipv6: bool) -> u32 {
+    underlay.saturating_sub(if ipv6 { VXLAN_OVERHEAD_V6 } else { VXLAN_OVERHEAD_V4 })
+}
+
+/// MTU of a WireGuard interface inside a fabric of `fabric` bytes.
+pub fn wg_mtu(fabric: u32) -> u32 {
+    fabric.saturating_sub(WIREGUARD_OVERHEAD)
+}
 
 /// Everything this host should have, by network name (`pn-<uuid>`).
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Desired {
     /// The networks this host has members of.
     pub networks: BTreeMap<String, Network>,
+}
+
+/// What the journal says this host made, by network and member id: a superset of [`Desired`], and
+/// the only things that are ever looked at or touched.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ours {
+    /// Members by network.
+    pub networks: BTreeMap<String, BTreeMap<String, Trace>>,
+}
+
+/// Where a member's container side is. While the member is in [`Desired`] both say the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trace {
+    /// The container's namespace.
+    pub netns: NetnsRef,
+    /// Name of the WireGuard interface there.
+    pub ifname: String,
 }
 
 /// One private network on this host.
@@ -127,6 +169,48 @@ pub struct Key(pub [u8; 32]);
 #[derive(Clone, PartialEq, Eq)]
 pub struct PrivateKey(pub [u8; 32]);
 
+impl Mac {
+    /// The MAC of the member with this public key: `02` (unicast, locally administered) and 46 bits
+    /// of a hash, so that it is new with every key and nobody has to claim it.
+    pub fn of_key(key: &Key) -> Mac {
+        let hash = Blake2s256::digest(key.0);
+        Mac([hash[0] & 0b1111_1100 | 0b10, hash[1], hash[2], hash[3], hash[4], hash[5]])
+    }
+}
+
+impl PrivateKey {
+    /// A new key from the system's random numbers.
+    pub fn generate() -> PrivateKey {
+        PrivateKey(rand::random())
+    }
+
+    /// The public key that belongs to it (RFC 7748; clamped there, so every 32 bytes are a key).
+    pub fn public(&self) -> Key {
+        use boringtun::x25519::{PublicKey, StaticSecret};
+        Key(PublicKey::from(&StaticSecret::from(self.0)).to_bytes())
+    }
+}
+
+impl fmt::Display for Key {
+    /// Base64, as `wg` prints it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&STANDARD.encode(self.0))
+    }
+}
+
+impl FromStr for Key {
+    type Err = MalformedKey;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bytes = STANDARD.decode(text).map_err(|_| MalformedKey)?;
+        bytes.try_into().map(Key).map_err(|_| MalformedKey)
+    }
+}
+
+/// A text that is not a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a WireGuard key is 32 bytes in base64")]
+pub struct MalformedKey;
+
 impl fmt::Debug for PrivateKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PrivateKey(..)")
@@ -160,7 +244,44 @@ impl fmt::Debug for Mac {
 }
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use base64::Engine as _;
-        f.write_str(&base64::engine::general_purpose::STANDARD.encode(self.0))
+        write!(f, "{self}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mtu_of_every_underlay() {
+        for (underlay, ipv6, fabric, wg) in [
+            (1500, false, 1450, 1390),
+            (1500, true, 1430, 1370),
+            (9000, false, 8950, 8890),
+            (1280, false, 1230, 1170),
+            (10, true, 0, 0),
+        ] {
+            assert_eq!(fabric_mtu(underlay, ipv6), fabric);
+            assert_eq!(wg_mtu(fabric), wg);
+        }
+    }
+
+    #[test]
+    fn macs_are_unicast_and_local_and_follow_the_key() {
+        let macs: BTreeSet<Mac> = (0..=255).map(|byte| Mac::of_key(&Key([byte; 32]))).collect();
+        assert_eq!(macs.len(), 256);
+        assert!(macs.iter().all(|mac| mac.0[0] & 0b11 == 0b10));
+        let text = String::from(Mac([2, 0, 0xab, 3, 4, 5]));
+        assert_eq!(text, "02:00:ab:03:04:05");
+        assert_eq!(Mac::try_from(text), Ok(Mac([2, 0, 0xab, 3, 4, 5])));
+        assert!(Mac::try_from("02:00:ab:03:04".to_owned()).is_err());
+    }
+
+    #[test]
+    fn keys_read_what_they_write() {
+        let key = PrivateKey::generate().public();
+        assert_eq!(key.to_string().parse(), Ok(key));
+        assert_eq!("AAAA".parse::<Key>(), Err(MalformedKey));
+        assert_eq!(format!("{:?}", PrivateKey([7; 32])), "PrivateKey(..)");
     }
 }

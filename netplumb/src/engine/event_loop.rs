@@ -1,0 +1,297 @@
+//! The engine's thread: one epoll for all interfaces, level-triggered.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Duration;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use tokio::time::Instant;
+
+use super::device::{self, Read};
+use super::tunnels::{BUFFER, Outlet, Tunnels, Turn};
+use super::{EngineError, InterfaceState};
+use crate::state::Key;
+
+/// Packets taken from one descriptor before the next one has its turn.
+const READS: usize = 16;
+
+const EVENTS: usize = 64;
+
+/// boringtun's timers are exact to this.
+const TICK: Duration = Duration::from_millis(250);
+
+/// The event of the command eventfd; the others are twice the port's number, plus one for UDP.
+const WAKE: u64 = u64::MAX;
+
+/// Something to do with the interfaces, on the engine's thread.
+pub(super) type Command = Box<dyn FnOnce(&mut Ports) + Send>;
+
+/// The thread's state.
+pub(super) struct EventLoop {
+    ports: Ports,
+    wake: Arc<OwnedFd>,
+    commands: Receiver<Command>,
+}
+
+/// All interfaces.
+pub(super) struct Ports {
+    epoll: OwnedFd,
+    ports: BTreeMap<u64, Port>,
+    numbers: BTreeMap<String, u64>,
+    /// Numbers are not used twice: an event of a removed port finds nobody.
+    next_number: u64,
+    tick_at: Instant,
+    inbound: Box<[u8]>,
+    buffer: Box<[u8]>,
+}
+
+/// One interface and its descriptors.
+pub(super) struct Port {
+    tun: OwnedFd,
+    udp: OwnedFd,
+    tunnels: Tunnels,
+    dropped: u64,
+}
+
+impl EventLoop {
+    pub(super) fn new(wake: Arc<OwnedFd>, commands: Receiver<Command>) -> Result<EventLoop, Errno> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
+        let ports = Ports {
+            epoll,
+            ports: BTreeMap::new(),
+            numbers: BTreeMap::new(),
+            next_number: 0,
+            tick_at: Instant::now(),
+            inbound: vec![0; BUFFER].into(),
+            buffer: vec![0; BUFFER].into(),
+        };
+        Ok(EventLoop { ports, wake, commands })
+    }
+
+    /// Serves until the handle is dropped.
+    pub(super) fn run(mut self) {
+        let mut events = Vec::with_capacity(EVENTS);
+        loop {
+            let timeout = self.ports.timeout();
+            match epoll::wait(&self.ports.epoll, spare_capacity(&mut events), timeout.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => (),
+                Err(error) => {
+                    tracing::error!(%error, "the WireGuard engine cannot wait for packets and ends");
+                    return;
+                }
+            }
+            for epoll::Event { data, flags } in events.drain(..) {
+                match data.u64() {
+                    WAKE if !self.obey() => return,
+                    WAKE => (),
+                    event => self.ports.serve(event, flags),
+                }
+            }
+            self.ports.run_timers();
+        }
+    }
+
+    /// Carries out what the handle asked for; false when the handle is gone.
+    fn obey(&mut self) -> bool {
+        // Nonblocking, and only there to end the event: a failure changes nothing.
+        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => command(&mut self.ports),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+}
+
+impl Ports {
+    pub(super) fn add(
+        &mut self,
+        id: &str,
+        tun: OwnedFd,
+        udp: OwnedFd,
+        tunnels: Tunnels,
+    ) -> Result<(), EngineError> {
+        if self.numbers.contains_key(id) {
+            return Err(EngineError::Exists(id.to_owned()));
+        }
+        let number = self.next_number;
+        self.next_number += 1;
+        for (fd, event) in [(&tun, number << 1), (&udp, number << 1 | 1)] {
+            epoll::add(&self.epoll, fd, epoll::EventData::new_u64(event), epoll::EventFlags::IN)
+                .map_err(std::io::Error::from)?;
+        }
+        self.numbers.insert(id.to_owned(), number);
+        self.ports.insert(number, Port { tun, udp, tunnels, dropped: 0 });
+        Ok(())
+    }
+
+    /// Gives the port away, so that another thread closes it.
+    pub(super) fn remove(&mut self, id: &str) -> Option<Port> {
+        let port = self.ports.remove(&self.numbers.remove(id)?)?;
+        // The agent may hold duplicates, which would keep the events coming.
+        for fd in [&port.tun, &port.udp] {
+            let _ = epoll::delete(&self.epoll, fd);
+        }
+        Some(port)
+    }
+
+    pub(super) fn set_peer(
+        &mut self,
+        id: &str,
+        key: Key,
+        endpoint: SocketAddrV4,
+        allowed: &BTreeSet<IpAddr>,
+        greet: bool,
+    ) -> Result<(), EngineError> {
+        let added = self.with(id, |tunnels, turn| tunnels.set_peer(key, endpoint, allowed, greet, turn));
+        match added {
+            None => Err(EngineError::NoInterface(id.to_owned())),
+            Some(false) => Err(EngineError::Full(id.to_owned())),
+            Some(true) => Ok(()),
+        }
+    }
+
+    pub(super) fn set_address(&mut self, id: &str, address: Ipv4Addr, address6: Option<Ipv6Addr>) {
+        self.with(id, |tunnels, _| tunnels.set_address(address, address6));
+    }
+
+    pub(super) fn remove_peer(&mut self, id: &str, key: &Key) {
+        self.with(id, |tunnels, _| tunnels.remove_peer(key));
+    }
+
+    pub(super) fn observe(&self, id: &str) -> Option<InterfaceState> {
+        let port = self.ports.get(self.numbers.get(id)?)?;
+        let mut state = port.tunnels.state(Instant::now());
+        state.counters.dropped = port.dropped;
+        Some(state)
+    }
+
+    fn with<R>(&mut self, id: &str, act: impl FnOnce(&mut Tunnels, &mut Turn<'_>) -> R) -> Option<R> {
+        let port = self.ports.get_mut(self.numbers.get(id)?)?;
+        Some(port.with(Instant::now(), &mut self.buffer, act))
+    }
+
+    fn serve(&mut self, event: u64, flags: epoll::EventFlags) {
+        let Some(port) = self.ports.get_mut(&(event >> 1)) else { return };
+        let is_tun = event & 1 == 0;
+        let read = if is_tun { Port::read_tun } else { Port::read_udp };
+        let mut dead = read(port, &mut self.inbound, &mut self.buffer);
+        if is_tun {
+            // Unlike a socket's, a TUN's error state is its end: the device is being destroyed.
+            dead |= flags.intersects(epoll::EventFlags::ERR | epoll::EventFlags::HUP);
+        } else {
+            dead |= flags.contains(epoll::EventFlags::HUP);
+            if flags.contains(epoll::EventFlags::ERR) {
+                device::drop_errors(&port.udp, &mut self.buffer);
+            }
+        }
+        if dead {
+            let fd = if is_tun { &port.tun } else { &port.udp };
+            let _ = epoll::delete(&self.epoll, fd);
+        }
+    }
+
+    fn timeout(&self) -> Option<Timespec> {
+        let retry = self.ports.values().filter_map(|port| port.tunnels.retry_due()).min();
+        let tick = self.ports.values().any(|port| port.tunnels.live()).then_some(self.tick_at);
+        let wait = retry.into_iter().chain(tick).min()?.saturating_duration_since(Instant::now());
+        // Upwards to a whole millisecond, which is all epoll_wait knows.
+        let wait_ms = wait.as_micros().div_ceil(1000) as i64;
+        Some(Timespec { tv_sec: wait_ms / 1000, tv_nsec: wait_ms % 1000 * 1_000_000 })
+    }
+
+    fn run_timers(&mut self) {
+        let now = Instant::now();
+        let tick = now >= self.tick_at;
+        if tick {
+            self.tick_at = now + TICK;
+        }
+        for port in self.ports.values_mut() {
+            if port.tunnels.retry_due().is_some_and(|due| due <= now) {
+                port.with(now, &mut self.buffer, |tunnels, turn| tunnels.retry(turn));
+            }
+            if tick && port.tunnels.live() {
+                port.with(now, &mut self.buffer, |tunnels, turn| tunnels.tick(turn));
+            }
+        }
+    }
+}
+
+impl Port {
+    /// Reads packets of this host; true when the TUN is dead.
+    fn read_tun(&mut self, inbound: &mut [u8], buffer: &mut [u8]) -> bool {
+        let now = Instant::now();
+        for _ in 0..READS {
+            // The last bytes of `inbound` are left for padding and for boringtun's 32 bytes in `buffer`.
+            match device::read_packet(&self.tun, &mut inbound[..BUFFER - 64]) {
+                Read::Got(length) => {
+                    self.with(now, buffer, |tunnels, turn| {
+                        tunnels.from_host(&mut inbound[..BUFFER - 32], length, turn);
+                    });
+                }
+                Read::Passing => (),
+                Read::Empty => return false,
+                Read::Dead(error) => {
+                    tracing::info!(%error, "a TUN device is gone with its network namespace");
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    /// Reads messages of the network; true when the socket is dead.
+    fn read_udp(&mut self, inbound: &mut [u8], buffer: &mut [u8]) -> bool {
+        let now = Instant::now();
+        for _ in 0..READS {
+            match device::receive(&self.udp, inbound) {
+                Read::Got((length, Some(from))) => {
+                    self.with(now, buffer, |tunnels, turn| {
+                        tunnels.from_network(from, &inbound[..length], turn);
+                    });
+                }
+                Read::Got((_, None)) | Read::Passing => (),
+                Read::Empty => return false,
+                Read::Dead(error) => {
+                    tracing::warn!(%error, "a WireGuard socket failed: add the interface anew");
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    fn with<R>(
+        &mut self,
+        now: Instant,
+        buffer: &mut [u8],
+        act: impl FnOnce(&mut Tunnels, &mut Turn<'_>) -> R,
+    ) -> R {
+        let mut out = Wires { tun: &self.tun, udp: &self.udp, dropped: &mut self.dropped };
+        act(&mut self.tunnels, &mut Turn { now, buffer, out: &mut out })
+    }
+}
+
+struct Wires<'a> {
+    tun: &'a OwnedFd,
+    udp: &'a OwnedFd,
+    dropped: &'a mut u64,
+}
+
+impl Outlet for Wires<'_> {
+    fn network(&mut self, to: SocketAddrV4, message: &[u8]) {
+        *self.dropped += u64::from(!device::send(self.udp, to, message));
+    }
+
+    fn host(&mut self, packet: &[u8]) {
+        *self.dropped += u64::from(!device::write_packet(self.tun, packet));
+    }
+}

@@ -1,0 +1,116 @@
+//! The seam between what should be and the kernel that has it: [`crate::NetlinkKernel`] and
+//! [`crate::MemoryKernel`] obey the same rules, held to them by one contract suite.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::error::Error;
+use crate::observed::Observed;
+use crate::plan::Op;
+use crate::state::{Key, NetnsRef, Ours};
+
+/// A host's kernel.
+pub trait Kernel: Send + Sync + 'static {
+    /// What this host lacks, one clear sentence each; nothing is changed.
+    fn preflight(&self) -> impl Future<Output = Vec<Problem>> + Send;
+
+    /// MTU in bytes of the underlay at `address`: of the interface that has the address, or the
+    /// lowest that a route through it sets. Never a cached path MTU: one forged ICMP message would
+    /// lower the whole region.
+    ///
+    /// Errors: [`Error::NoSuchAddress`].
+    fn underlay_mtu(&self, address: IpAddr) -> impl Future<Output = Result<u32, Error>> + Send;
+
+    /// Takes hold of a container's namespace for a moment and says what is there.
+    ///
+    /// Errors: [`Error::NetnsGone`], [`Error::NotNetns`], [`Error::ProcessGone`].
+    fn identify(&self, source: &NetnsSource) -> impl Future<Output = Result<Container, Error>> + Send;
+
+    /// Whether the namespace at `netns.path` has still this inode. As cheap as one `stat`, and
+    /// enough while sockets of ours pin the namespace: an inode in use is not given twice.
+    fn alive(&self, netns: &NetnsRef, inode: u64) -> impl Future<Output = bool> + Send;
+
+    /// What stands of `ours`.
+    fn observe(&self, ours: &Ours) -> impl Future<Output = Result<Observed, Error>> + Send;
+
+    /// Does one Op; doing it twice is as good as once.
+    fn apply(&self, op: &Op) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// What each member of `ours` exchanged with each of its peers; what cannot be read is left out.
+    fn traffic(&self, ours: &Ours) -> impl Future<Output = Vec<Traffic>> + Send;
+}
+
+/// How a caller names a container's namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetnsSource {
+    /// That of a process.
+    Pid {
+        /// The process, as the agent sees it.
+        pid: u32,
+        /// The namespace's inode if the caller knows it: another one is [`Error::NetnsRecycled`].
+        inode: Option<u64>,
+    },
+    /// A mounted namespace, or `/proc/<pid>/ns/net`.
+    Path(PathBuf),
+}
+
+/// A container's namespace, looked at before it is attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Container {
+    /// How to find it again.
+    pub netns: NetnsRef,
+    /// Inode of the namespace, for [`Kernel::alive`].
+    pub inode: u64,
+    /// It is the agent's own or the host's: never to be attached.
+    pub own: bool,
+    /// Names of its interfaces.
+    pub links: BTreeSet<String>,
+    /// Its addresses with their prefixes.
+    pub addresses: Vec<IpNet>,
+    /// Its routes but for default ones and the kernel's own of `local` tables.
+    pub routes: Vec<Route>,
+    /// It has IPv6 at all; single interfaces may have it off.
+    pub ipv6: bool,
+    /// The guard can be installed there.
+    pub nf_tables: bool,
+}
+
+/// A route found in a container.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    /// Where to.
+    pub destination: IpNet,
+    /// The interface; None for `unreachable` and the like.
+    pub device: Option<String>,
+}
+
+/// Something this host lacks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// One sentence with the remedy.
+    pub what: String,
+    /// Nothing can be attached on this host.
+    pub fatal: bool,
+}
+
+/// What went between a member and one of its peers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Traffic {
+    /// The network.
+    pub network: String,
+    /// The member on this host.
+    pub member: String,
+    /// The peer's public key.
+    pub peer: Key,
+    /// Time since the last handshake.
+    pub handshake: Option<Duration>,
+    /// Bytes received from the peer, WireGuard's headers included.
+    pub received: u64,
+    /// Bytes sent to the peer, WireGuard's headers included.
+    pub sent: u64,
+}

@@ -1,0 +1,208 @@
+//! Makes the kernel as desired and says what it did: observe, diff, apply, report.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::error::Error;
+use crate::kernel::Kernel;
+use crate::observed::Observed;
+use crate::plan::{Op, Plan, Prune, diff};
+use crate::state::{Desired, Ours};
+
+/// Owns what is known of the kernel. One at a time for each kernel.
+#[derive(Debug)]
+pub struct Reconciler<K> {
+    kernel: K,
+    /// As last observed, advanced by every Op that succeeded; forgotten where one failed.
+    known: Observed,
+    /// The network audited last.
+    audited: Option<String>,
+}
+
+/// What one reconciliation did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Every Op of the plan, in order.
+    pub steps: Vec<Step>,
+    /// Networks that could not be observed; nothing was done there.
+    pub unseen: Vec<(String, Error)>,
+    /// By kind of Op: how many repaired what somebody else had changed. Only an audit sees them.
+    pub drift: BTreeMap<&'static str, usize>,
+}
+
+/// One Op and what came of it.
+#[derive(Debug)]
+pub struct Step {
+    /// What was planned.
+    pub op: Op,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What came of an Op.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The kernel is so.
+    Done,
+    /// The kernel refused.
+    Failed(Error),
+    /// Not tried: an essential Op before it failed.
+    Skipped,
+}
+
+impl<K: Kernel> Reconciler<K> {
+    /// Knows nothing yet: the first reconciliation observes.
+    pub fn new(kernel: K) -> Reconciler<K> {
+        Reconciler { kernel, known: Observed::default(), audited: None }
+    }
+
+    /// The kernel, for what is not reconciled.
+    pub fn kernel(&self) -> &K {
+        &self.kernel
+    }
+
+    /// Makes the kernel as `desired`, within `ours`. Only what is not known yet is observed, so an
+    /// unchanged `desired` costs the kernel nothing.
+    pub async fn reconcile(&mut self, desired: &Desired, ours: &Ours, prune: Prune) -> Report {
+        let mut report = Report::default();
+        let ours = self.observe_unknown(ours, &mut report).await;
+        let plan = diff(&self.known, desired, &ours, prune);
+        self.apply(plan, &mut report).await;
+        report
+    }
+
+    /// Looks at the next network anew, whatever is known, and repairs it. Called in turn it goes
+    /// round all networks.
+    pub async fn audit(&mut self, desired: &Desired, ours: &Ours, prune: Prune) -> Report {
+        let mut report = Report::default();
+        let after = |name: &&String| self.audited.as_ref().is_none_or(|last| *name > last);
+        let next = ours.networks.keys().find(after).or(ours.networks.keys().next()).cloned();
+        let Some(name) = next else { return report };
+        self.audited = Some(name.clone());
+        let turn = Ours { networks: BTreeMap::from([(name.clone(), ours.networks[&name].clone())]) };
+        let complete = self.knows(&turn);
+        let expected = diff(&self.known, desired, &turn, prune);
+        self.known.networks.remove(&name);
+        let turn = self.observe_unknown(&turn, &mut report).await;
+        let plan = diff(&self.known, desired, &turn, prune);
+        if complete {
+            report.drift = drift(&expected, &plan);
+        }
+        self.apply(plan, &mut report).await;
+        report
+    }
+
+    fn knows(&self, ours: &Ours) -> bool {
+        ours.networks.iter().all(|(name, traces)| {
+            let known = self.known.networks.get(name);
+            known.is_some_and(|known| traces.keys().all(|id| known.members.contains_key(id)))
+        })
+    }
+
+    /// Observes what is in `ours` and not known, forgets what is known and not in `ours`. Gives
+    /// back that part of `ours` which is known now.
+    async fn observe_unknown(&mut self, ours: &Ours, report: &mut Report) -> Ours {
+        let mut seen = ours.clone();
+        self.known.networks.retain(|name, _| ours.networks.contains_key(name));
+        for (name, traces) in &ours.networks {
+            let mut unknown = traces.clone();
+            if let Some(known) = self.known.networks.get_mut(name) {
+                known.members.retain(|id, _| traces.contains_key(id));
+                unknown.retain(|id, _| !known.members.contains_key(id));
+                if unknown.is_empty() {
+                    continue;
+                }
+            }
+            let part = Ours { networks: BTreeMap::from([(name.clone(), unknown)]) };
+            match self.kernel.observe(&part).await {
+                Ok(mut observed) => {
+                    let observed = observed.networks.remove(name).unwrap_or_default();
+                    let known = self.known.networks.entry(name.clone()).or_default();
+                    known.fabric = observed.fabric;
+                    known.members.extend(observed.members);
+                }
+                Err(error) => {
+                    seen.networks.remove(name);
+                    self.known.networks.remove(name);
+                    report.unseen.push((name.clone(), error));
+                }
+            }
+        }
+        seen
+    }
+
+    /// Applies the whole plan, but for what depends on an essential Op that failed.
+    async fn apply(&mut self, plan: Plan, report: &mut Report) {
+        let mut broken: BTreeSet<(String, Option<String>)> = BTreeSet::new();
+        let mut doubtful: BTreeSet<String> = BTreeSet::new();
+        for op in plan.ops {
+            let network = op.network().to_owned();
+            let place = (network.clone(), op.member().map(str::to_owned));
+            if broken.contains(&place) || broken.contains(&(network.clone(), None)) {
+                report.steps.push(Step { op, outcome: Outcome::Skipped });
+                continue;
+            }
+            let outcome = match self.kernel.apply(&op).await {
+                Ok(()) => {
+                    self.known.apply(&op);
+                    Outcome::Done
+                }
+                Err(error) => {
+                    tracing::info!(network, member = op.member(), kind = op.kind(), %error, "op failed");
+                    doubtful.insert(network);
+                    if op.essential() {
+                        broken.insert(place);
+                    }
+                    Outcome::Failed(error)
+                }
+            };
+            report.steps.push(Step { op, outcome });
+        }
+        self.known.networks.retain(|name, _| !doubtful.contains(name));
+    }
+}
+
+/// The Ops that `known` did not call for: somebody else changed something.
+fn drift(expected: &Plan, found: &Plan) -> BTreeMap<&'static str, usize> {
+    let mut counts = BTreeMap::new();
+    for op in found.ops.iter().filter(|op| !expected.ops.contains(op)) {
+        *counts.entry(op.kind()).or_default() += 1;
+    }
+    counts
+}
+
+impl Report {
+    /// How many Ops the kernel did.
+    pub fn writes(&self) -> usize {
+        self.steps.iter().filter(|step| matches!(step.outcome, Outcome::Done)).count()
+    }
+
+    /// The first error that concerns this member: its own, or one of what it shares with the other
+    /// members of the network. A missing IPv6 address is none: see [`Report::without_ipv6`].
+    pub fn failed(&self, network: &str, member: &str) -> Option<&Error> {
+        let unseen = self.unseen.iter().find(|(name, _)| name == network).map(|(_, error)| error);
+        unseen.or_else(|| {
+            self.errors()
+                .filter(|(op, _)| op.network() == network && op.member().is_none_or(|id| id == member))
+                .find(|(op, _)| !op.only_ipv6())
+                .map(|(_, error)| error)
+        })
+    }
+
+    /// The member's IPv6 address or route was refused: its record must not name one.
+    pub fn without_ipv6(&self, network: &str, member: &str) -> bool {
+        self.errors().any(|(op, _)| op.network() == network && op.member() == Some(member) && op.only_ipv6())
+    }
+
+    /// Every Op that failed, with its error.
+    pub fn errors(&self) -> impl Iterator<Item = (&Op, &Error)> {
+        self.steps.iter().filter_map(|step| match &step.outcome {
+            Outcome::Failed(error) => Some((&step.op, error)),
+            Outcome::Done | Outcome::Skipped => None,
+        })
+    }
+
+    /// Nothing failed.
+    pub fn is_clean(&self) -> bool {
+        self.unseen.is_empty() && self.errors().next().is_none()
+    }
+}
