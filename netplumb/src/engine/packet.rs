@@ -16,12 +16,8 @@ const ICMPV6_ERROR_MAX: usize = 1280;
 /// Where an IP packet comes from and goes to, or None when it is none.
 pub(super) fn addresses(packet: &[u8]) -> Option<(IpAddr, IpAddr)> {
     match packet.first()? >> 4 {
-        4 if packet.len() >= IPV4_HEADER => {
-            Some((ipv4(packet, 12)?.into(), ipv4(packet, 16)?.into()))
-        }
-        6 if packet.len() >= IPV6_HEADER => {
-            Some((ipv6(packet, 8)?.into(), ipv6(packet, 24)?.into()))
-        }
+        4 if packet.len() >= IPV4_HEADER => Some((ipv4(packet, 12)?.into(), ipv4(packet, 16)?.into())),
+        6 if packet.len() >= IPV6_HEADER => Some((ipv6(packet, 8)?.into(), ipv6(packet, 24)?.into())),
         _ => None,
     }
 }

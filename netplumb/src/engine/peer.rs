@@ -106,7 +106,13 @@ impl Peer {
     }
 
     /// Sends an inner packet, or queues it behind a handshake.
-    pub(super) fn encapsulate(&mut self, packet: &[u8], identity: &Identity, index: u32, turn: &mut Turn<'_>) {
+    pub(super) fn encapsulate(
+        &mut self,
+        packet: &[u8],
+        identity: &Identity,
+        index: u32,
+        turn: &mut Turn<'_>,
+    ) {
         self.wake(identity, index);
         let Some(tunn) = &mut self.tunn else { return };
         match tunn.encapsulate(packet, turn.buffer) {
@@ -146,9 +152,8 @@ impl Peer {
         let Some(Retry { step, .. }) = self.retry.take() else { return };
         if !self.has_session() && self.reachable() {
             self.initiate(turn);
-            self.retry = RETRY_AFTER
-                .get(step + 1)
-                .map(|after| Retry { step: step + 1, due: turn.now + *after });
+            self.retry =
+                RETRY_AFTER.get(step + 1).map(|after| Retry { step: step + 1, due: turn.now + *after });
         }
     }
 

@@ -262,9 +262,8 @@ impl Tunnels {
             self.counters.strangers += 1;
             return;
         };
-        let taken = self.with(slot, turn, |peer, identity, index, turn| {
-            peer.initiation(message, identity, index, turn)
-        });
+        let taken = self
+            .with(slot, turn, |peer, identity, index, turn| peer.initiation(message, identity, index, turn));
         self.count(taken);
     }
 
@@ -348,7 +347,11 @@ impl Tunnels {
             due.map(|due| self.retries.insert((due, slot)));
         }
         if was_live != live {
-            if live { self.live.insert(slot) } else { self.live.remove(&slot) };
+            if live {
+                self.live.insert(slot)
+            } else {
+                self.live.remove(&slot)
+            };
         }
         Some(result)
     }
