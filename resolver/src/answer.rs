@@ -148,3 +148,8 @@ fn denying(question: &Question<'_>, scope: &Scope, authority: Authority) -> Auth
         _ => authority,
     }
 }
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,8 @@
 
 mod answer;
 mod counters;
+#[cfg(test)]
+mod fixture;
 mod forward;
 mod listener;
 mod name;
