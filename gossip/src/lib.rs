@@ -6,24 +6,36 @@
 //!
 //! It never looks at what records mean for the kernel or for DNS, and it never writes a file.
 
+mod codec;
 pub mod config;
 pub mod counters;
+#[cfg(test)]
+mod fixtures;
+mod greeting;
 pub mod id;
 pub mod identity;
 pub mod memory;
+mod merge;
+mod own;
 mod queue;
 pub mod quic;
 pub mod record;
+mod seat;
+mod seeds;
 pub mod standing;
+mod transport;
 pub mod view;
 pub mod wire;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time;
 
 pub use config::{Config, KnownHost, unix_ns};
 pub use counters::Counters;
@@ -32,15 +44,37 @@ pub use standing::{Standing, Timings};
 pub use view::View;
 pub use wire::{AskError, Refusal, Wire};
 
+use greeting::Purpose;
 use id::HostId;
+use own::OwnRecords;
 use record::{Key, MEMBERS_MAX, MalformedRecord, Record};
+use seat::{Command, Seat};
+use wire::Question;
+
+/// Commands of the handles that may wait; the next one waits to be accepted.
+const COMMANDS_WAITING_MAX: usize = 256;
+/// Questions that may wait for the node; the next one is not answered.
+const ASKS_WAITING_MAX: usize = 256;
 
 /// This host's seat in its region.
 ///
 /// Made by [`join`](Self::join); every copy is the same seat. [`leave`](Self::leave) gives it up
 /// with a goodbye, dropping the last copy is a crash to the others.
 #[derive(Clone)]
-pub struct Gossip {}
+pub struct Gossip {
+    seat: Arc<Inner>,
+}
+
+struct Inner {
+    host: HostId,
+    wire: Arc<dyn Wire>,
+    views: watch::Receiver<Arc<View>>,
+    generation: Arc<AtomicU64>,
+    commands: mpsc::Sender<Command>,
+    asks: mpsc::Sender<Ask>,
+    /// Ends them all when dropped.
+    _tasks: JoinSet<()>,
+}
 
 /// A question another host's node asks this host's node. Dropping `reply` tells it there is no
 /// answer.
@@ -117,53 +151,113 @@ impl Gossip {
         records: Vec<Record>,
         persist: impl Fn(u64) -> io::Result<()> + Send + Sync + 'static,
     ) -> Result<(Gossip, mpsc::Receiver<Ask>), JoinError> {
-        let _ = (config, wire, records, persist);
-        todo!()
+        let own = OwnRecords::new(&config.host, records)?;
+        let wire: Arc<dyn Wire> = Arc::new(wire);
+        let host = config.host.clone();
+        let mut tasks = JoinSet::new();
+        let seeds = seeds::follow(&config.seeds, config.advertise, &mut tasks);
+        let greeting = greeting::greet(&config, &*wire, seeds.clone()).await;
+        if let Some(address) = greeting.twin {
+            return Err(JoinError::Twin { host, address });
+        }
+        let seat =
+            Seat::take(config, wire.clone(), own, Box::new(persist), seeds, greeting.generation).await?;
+        let (views, generation) = (seat.views(), seat.generation());
+        let (commands, received) = mpsc::channel(COMMANDS_WAITING_MAX);
+        let (asks, asked) = mpsc::channel(ASKS_WAITING_MAX);
+        tasks.spawn(seat.run(received));
+        tasks.spawn(hear_questions(wire.clone(), commands.clone(), asks.clone()));
+        let seat = Inner { host, wire, views, generation, commands, asks, _tasks: tasks };
+        Ok((Gossip { seat: Arc::new(seat) }, asked))
     }
 
     /// All hosts' records, merged; published when it changed.
     pub fn view(&self) -> watch::Receiver<Arc<View>> {
-        todo!()
+        self.seat.views.clone()
     }
 
     /// Makes changes to this host's records; the own view shows them when this returns, and some
     /// other hosts are told at once.
     pub async fn publish(&self, changes: Vec<Change>) -> Result<(), PublishError> {
-        let _ = changes;
-        todo!()
+        let (done, published) = oneshot::channel();
+        self.command(Command::Publish { changes, done }).await;
+        published.await.unwrap_or(Err(PublishError::Ended))
     }
 
     /// Asks another host's node and waits for its answer for at most `bound`.
     pub async fn ask(&self, host: &HostId, body: Vec<u8>, bound: Duration) -> Result<Vec<u8>, AskError> {
-        let _ = (host, body, bound);
-        todo!()
+        let asking = async {
+            if *host == self.seat.host {
+                return self.ask_own_node(body).await;
+            }
+            let address = self.address(host).ok_or_else(|| AskError::Unknown(host.clone()))?;
+            self.seat.wire.ask(address, Purpose::Node.wrap(body)).await
+        };
+        time::timeout(bound, asking).await.unwrap_or(Err(AskError::Timeout))
     }
 
     /// Gossips with a host now, instead of when chance picks it.
     pub fn pull(&self, host: &HostId) {
-        let _ = host;
-        todo!()
+        if let Some(address) = self.address(host) {
+            // A seat too busy to take it gossips anyway.
+            _ = self.seat.commands.try_send(Command::Pull(address));
+        }
     }
 
     /// The other hosts as to be persisted for [`Config::known`].
     pub fn known(&self) -> Vec<KnownHost> {
-        todo!()
+        self.seat.views.borrow().known(&self.seat.host)
     }
 
     /// Leaves the region, within 1 s: for `away` seconds this host's containers stay in answers,
     /// `None` takes them out at once.
     pub async fn leave(self, away: Option<u32>) {
-        let _ = away;
-        todo!()
+        let (done, left) = oneshot::channel();
+        self.command(Command::Leave { away, done }).await;
+        // It fails when the region was left before.
+        _ = left.await;
     }
 
     /// The generation this host's records are published in.
     pub fn generation(&self) -> u64 {
-        todo!()
+        self.seat.generation.load(Ordering::Relaxed)
     }
 
     /// What was counted so far.
     pub fn counters(&self) -> Arc<Counters> {
-        todo!()
+        self.seat.wire.counters()
+    }
+
+    /// A seat that was left drops the command, and with it the channel its answer would come by.
+    async fn command(&self, command: Command) {
+        _ = self.seat.commands.send(command).await;
+    }
+
+    async fn ask_own_node(&self, body: Vec<u8>) -> Result<Vec<u8>, AskError> {
+        let unanswered = || AskError::Unanswered("this host's node is not listening".into());
+        let (reply, answer) = oneshot::channel();
+        let ask = Ask { from: self.seat.host.clone(), body, reply };
+        self.seat.asks.send(ask).await.map_err(|_| unanswered())?;
+        answer.await.map_err(|_| unanswered())
+    }
+
+    fn address(&self, host: &HostId) -> Option<SocketAddr> {
+        self.seat.views.borrow().hosts.get(host).map(|host| host.address)
+    }
+}
+
+/// Sorts questions from the wire: greetings to the seat, the rest to the node.
+async fn hear_questions(wire: Arc<dyn Wire>, commands: mpsc::Sender<Command>, asks: mpsc::Sender<Ask>) {
+    while let Some(mut question) = wire.asked().await {
+        let purpose = Purpose::unwrap(&mut question);
+        let Question { from, address, body, reply } = question;
+        let heard = match purpose {
+            Some(Purpose::Greeting) => commands.try_send(Command::Greet { from, address, reply }).is_ok(),
+            Some(Purpose::Node) => asks.try_send(Ask { from, body, reply }).is_ok(),
+            None => false,
+        };
+        if !heard {
+            wire.counters().dropped("ask");
+        }
     }
 }

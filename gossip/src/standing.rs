@@ -73,8 +73,8 @@ impl Timings {
 /// What one look at chitchat says of a host, all its generations taken together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sign {
-    /// Some generation is live to chitchat's failure detector.
-    pub live: bool,
+    /// The newest generation that is live to chitchat's failure detector.
+    pub live: Option<u64>,
     /// The newest generation heard of.
     pub generation: u64,
     /// Heartbeat of the newest live generation.
@@ -85,6 +85,16 @@ pub struct Sign {
     pub away: Option<u32>,
 }
 
+impl Sign {
+    /// Adds one generation to it; it is live exactly when it has a `timeout`.
+    pub fn add(&mut self, generation: u64, heartbeat: u64, timeout: Option<Duration>) {
+        if timeout.is_some() && self.live.is_none_or(|live| live < generation) {
+            (self.live, self.heartbeat, self.timeout) = (Some(generation), heartbeat, timeout);
+        }
+        self.generation = self.generation.max(generation);
+    }
+}
+
 /// The life of one host as heard by this agent.
 #[derive(Debug, Clone)]
 pub struct Life {
@@ -93,7 +103,7 @@ pub struct Life {
     generation: u64,
     born: Instant,
     /// The last heartbeat with its generation, and when it changed.
-    heartbeat: (u64, u64),
+    heartbeat: (Option<u64>, u64),
     heard: Instant,
     /// Since when chitchat has found it live without a break.
     live_since: Option<Instant>,
@@ -110,7 +120,7 @@ impl Life {
             standing: Standing::Answering,
             generation,
             born: now,
-            heartbeat: (0, 0),
+            heartbeat: (None, 0),
             heard: now,
             live_since: None,
             away_since: None,
@@ -121,6 +131,11 @@ impl Life {
     /// How the host stands since the last [`observe`](Self::observe).
     pub fn standing(&self) -> Standing {
         self.standing
+    }
+
+    /// The newest generation heard of.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// Whether the host was gone for so long that nothing of it is kept.
@@ -145,11 +160,11 @@ impl Life {
                 self.born = now;
             }
         }
-        if (sign.generation, sign.heartbeat) != self.heartbeat {
-            self.heartbeat = (sign.generation, sign.heartbeat);
+        if (sign.live, sign.heartbeat) != self.heartbeat {
+            self.heartbeat = (sign.live, sign.heartbeat);
             self.heard = now;
         }
-        self.live_since = if sign.live { self.live_since.or(Some(now)) } else { None };
+        self.live_since = if sign.live.is_some() { self.live_since.or(Some(now)) } else { None };
         self.away_since = if sign.away.is_some() { self.away_since.or(Some(now)) } else { None };
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use chitchat::ChitchatEnvelope;
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::counters::Counters;
@@ -39,7 +40,8 @@ pub struct Question {
 }
 
 /// Why a peer was refused; both ends of a refusal get the same one.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Refusal {
     /// The certificate is from another CA, unsigned, expired, or missing.
     #[error("TLS: {0}; both hosts need certificates of the same region CA that are valid now")]

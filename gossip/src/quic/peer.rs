@@ -1,0 +1,186 @@
+//! One peer address: what waits for it, and the connection it goes over.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::Connection;
+use tokio::sync::{Notify, watch};
+use tokio::time;
+
+use super::Shared;
+use super::hello::{Ended, Hello};
+use crate::queue::Queue;
+use crate::wire::{AskError, Refusal};
+
+/// Messages that may wait for one peer; the oldest is dropped beyond.
+const WAITING_MAX: usize = 16;
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// A peer that takes a message no sooner does not get it.
+const WRITE_BOUND: Duration = Duration::from_secs(5);
+/// How long an unused address without a connection is kept.
+const UNUSED_BOUND: Duration = Duration::from_secs(60);
+
+/// A connection whose hellos were exchanged.
+#[derive(Debug, Clone)]
+pub(super) struct Established {
+    pub(super) connection: Connection,
+    pub(super) hello: Hello,
+    /// This agent made it, not the peer.
+    pub(super) dialled: bool,
+}
+
+impl Established {
+    pub(super) fn is_alive(&self) -> bool {
+        self.connection.close_reason().is_none()
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) enum Link {
+    #[default]
+    Down,
+    Up(Established),
+    /// The last attempt ended so.
+    Refused(Refusal),
+}
+
+/// One address that is or was gossiped with. A task of its own connects it when needed.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) address: SocketAddr,
+    pub(super) outbox: Queue<Vec<u8>>,
+    link: watch::Sender<Link>,
+    wanted: Notify,
+}
+
+impl Peer {
+    pub(super) fn new(address: SocketAddr) -> Self {
+        let outbox = Queue::new(WAITING_MAX);
+        Self { address, outbox, link: watch::Sender::default(), wanted: Notify::new() }
+    }
+
+    pub(super) fn set(&self, link: Link) {
+        self.link.send_replace(link);
+    }
+
+    /// A connection has ended: what it was the link of is down, or refused.
+    pub(super) fn unset(&self, ended: &Established, link: impl FnOnce() -> Link) {
+        self.link.send_if_modified(|current| {
+            let is_current =
+                matches!(current, Link::Up(up) if up.connection.stable_id() == ended.connection.stable_id());
+            if is_current {
+                *current = link();
+            }
+            is_current
+        });
+    }
+
+    /// The connection to use now.
+    pub(super) fn established(&self) -> Option<Established> {
+        match &*self.link.borrow() {
+            Link::Up(established) if established.is_alive() => Some(established.clone()),
+            _ => None,
+        }
+    }
+
+    /// Waits for a connection, and has one made.
+    pub(super) async fn connected(&self) -> Result<Established, AskError> {
+        let mut link = self.link.subscribe();
+        // A refusal of long ago is no answer to this attempt, so only what comes from now on counts.
+        link.mark_unchanged();
+        if let Some(established) = self.established() {
+            return Ok(established);
+        }
+        self.wanted.notify_one();
+        loop {
+            // The sender lives in self.
+            _ = link.changed().await;
+            match &*link.borrow_and_update() {
+                Link::Up(established) if established.is_alive() => return Ok(established.clone()),
+                Link::Refused(refusal) => return Err(refusal.clone().into()),
+                _ => {}
+            }
+        }
+    }
+
+    /// Waits until the peer has called us.
+    async fn up(&self) {
+        let up = |link: &Link| matches!(link, Link::Up(established) if established.is_alive());
+        // It cannot end before self does.
+        _ = self.link.subscribe().wait_for(up).await;
+    }
+
+    fn is_waited_for(&self) -> bool {
+        self.link.receiver_count() > 0
+    }
+}
+
+/// Sends what waits for a peer, connecting first when it must; ends when nobody needs it.
+pub(super) async fn serve(shared: Arc<Shared>, peer: Arc<Peer>) {
+    let mut backoff = BACKOFF_MIN;
+    loop {
+        let message = tokio::select! {
+            message = peer.outbox.pop() => match message {
+                Some(message) => Some(message),
+                None => return,
+            },
+            () = peer.wanted.notified() => None,
+            () = time::sleep(UNUSED_BOUND), if peer.established().is_none() => {
+                if shared.forget(&peer) {
+                    return;
+                }
+                continue;
+            }
+        };
+        if let Some(established) = connect(&shared, &peer).await {
+            backoff = BACKOFF_MIN;
+            if let Some(message) = message {
+                write(&shared, &established, message).await;
+            }
+            continue;
+        }
+        // What waited is stale when the peer is back.
+        for _ in 0..peer.outbox.clear() + usize::from(message.is_some()) {
+            shared.counters.dropped("envelope");
+        }
+        tokio::select! {
+            () = time::sleep(backoff) => backoff = (2 * backoff).min(BACKOFF_MAX),
+            () = peer.up() => {}
+        }
+        if peer.is_waited_for() {
+            peer.wanted.notify_one();
+        }
+    }
+}
+
+/// The peer's connection; made if there is none, unless the peer is quicker.
+async fn connect(shared: &Arc<Shared>, peer: &Arc<Peer>) -> Option<Established> {
+    if let Some(established) = peer.established() {
+        return Some(established);
+    }
+    tokio::select! {
+        ended = shared.dial(peer) => {
+            if let Err(ended) = ended {
+                peer.set(ended.refusal().map_or(Link::Down, |refusal| Link::Refused(refusal.clone())));
+                tracing::debug!(address = %peer.address, %ended, "no connection");
+            }
+        }
+        () = peer.up() => {}
+    }
+    peer.established()
+}
+
+async fn write(shared: &Shared, established: &Established, message: Vec<u8>) {
+    let writing = async {
+        let mut stream = established.connection.open_uni().await.map_err(Ended::from_connection)?;
+        stream.write_all(&message).await?;
+        // It fails when the connection is gone; then the message is too.
+        _ = stream.finish();
+        Ok::<(), Ended>(())
+    };
+    if !matches!(time::timeout(WRITE_BOUND, writing).await, Ok(Ok(()))) {
+        shared.counters.dropped("envelope");
+    }
+}
