@@ -276,3 +276,8 @@ fn can_be_answered(from: SocketAddr) -> bool {
     let IpAddr::V4(address) = from.ip() else { return false };
     from.port() != 0 && !address.is_unspecified() && !address.is_broadcast() && !address.is_multicast()
 }
+
+#[cfg(test)]
+mod namespace_tests;
+#[cfg(test)]
+mod tests;

@@ -59,18 +59,11 @@ impl<'q> Question<'q> {
 
 /// Reads an OPT record that ends the message; `None` for anything else.
 fn read_opt(record: &[u8]) -> Option<Edns> {
-    let (fixed, mut options) = record.split_first_chunk::<OPT_BYTES>()?;
+    let (fixed, options) = record.split_first_chunk::<OPT_BYTES>()?;
     let [root, t0, t1, s0, s1, _, version, flags, _, l0, l1] = *fixed;
     let fits = options.len() == usize::from(u16::from_be_bytes([l0, l1]));
     if root != 0 || u16::from_be_bytes([t0, t1]) != rtype::OPT || !fits {
         return None;
     }
-    while let Some((option, rest)) = options.split_first_chunk::<4>() {
-        options = rest.get(usize::from(u16::from_be_bytes([option[2], option[3]]))..)?;
-    }
-    options.is_empty().then_some(Edns {
-        payload_bytes: u16::from_be_bytes([s0, s1]),
-        version,
-        dnssec_ok: flags & 0x80 != 0,
-    })
+    Some(Edns { payload_bytes: u16::from_be_bytes([s0, s1]), version, dnssec_ok: flags & 0x80 != 0 })
 }
