@@ -128,3 +128,34 @@ pub trait Wire: Send + Sync + 'static {
     /// What was counted so far.
     fn counters(&self) -> Arc<Counters>;
 }
+
+#[async_trait]
+impl<W: Wire + ?Sized> Wire for Arc<W> {
+    fn advertise(&self) -> SocketAddr {
+        (**self).advertise()
+    }
+
+    fn send(&self, to: SocketAddr, envelope: ChitchatEnvelope) {
+        (**self).send(to, envelope);
+    }
+
+    async fn recv(&self) -> Option<Received> {
+        (**self).recv().await
+    }
+
+    async fn ask(&self, to: SocketAddr, body: Vec<u8>) -> Result<Vec<u8>, AskError> {
+        (**self).ask(to, body).await
+    }
+
+    async fn asked(&self) -> Option<Question> {
+        (**self).asked().await
+    }
+
+    async fn close(&self) {
+        (**self).close().await;
+    }
+
+    fn counters(&self) -> Arc<Counters> {
+        (**self).counters()
+    }
+}

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -43,6 +44,36 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// What each member of `ours` exchanged with each of its peers; what cannot be read is left out.
     fn traffic(&self, ours: &Ours) -> impl Future<Output = Vec<Traffic>> + Send;
+}
+
+impl<K: Kernel> Kernel for Arc<K> {
+    fn preflight(&self) -> impl Future<Output = Vec<Problem>> + Send {
+        (**self).preflight()
+    }
+
+    fn underlay_mtu(&self, address: IpAddr) -> impl Future<Output = Result<u32, Error>> + Send {
+        (**self).underlay_mtu(address)
+    }
+
+    fn identify(&self, source: &NetnsSource) -> impl Future<Output = Result<Container, Error>> + Send {
+        (**self).identify(source)
+    }
+
+    fn alive(&self, netns: &NetnsRef, inode: u64) -> impl Future<Output = bool> + Send {
+        (**self).alive(netns, inode)
+    }
+
+    fn observe(&self, ours: &Ours) -> impl Future<Output = Result<Observed, Error>> + Send {
+        (**self).observe(ours)
+    }
+
+    fn apply(&self, op: &Op) -> impl Future<Output = Result<(), Error>> + Send {
+        (**self).apply(op)
+    }
+
+    fn traffic(&self, ours: &Ours) -> impl Future<Output = Vec<Traffic>> + Send {
+        (**self).traffic(ours)
+    }
 }
 
 /// How a caller names a container's namespace.
