@@ -41,7 +41,7 @@ pub(crate) enum Forwarded {
     Busy,
 }
 
-/// How long replies took, from reading the query to sending, those of upstreams included.
+/// How long it took from reading a query to having its reply, those of upstreams included.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Durations {
     /// Upper bound in seconds (the last is infinite) and how many replies took at most so long: cumulative, as

@@ -166,6 +166,7 @@ impl Desk {
             servfail(query, transport, out);
             self.counters.count_forwarded(Forwarded::Busy);
             self.own_counters.count(transport, rcode(out));
+            self.counters.count_duration(started.elapsed());
             return Next::Send;
         };
         Next::Wait(Relay {
@@ -224,27 +225,37 @@ async fn serve_datagrams(socket: Arc<Held<UdpSocket>>, mut desk: Desk) {
     let mut relays = JoinSet::new();
     while socket.readable().await.is_ok() {
         while relays.try_join_next().is_some() {}
-        if let Err(error) = answer_datagrams(&socket, &mut desk, &mut relays) {
-            tracing::warn!(%error, "DNS socket fails");
-            tokio::time::sleep(BACKOFF).await;
+        match answer_datagrams(&socket, &mut desk, &mut relays) {
+            Ok(Left::Nothing) => {}
+            Ok(Left::Perhaps) => tokio::task::yield_now().await,
+            Err(error) => {
+                tracing::warn!(%error, "DNS socket fails");
+                tokio::time::sleep(BACKOFF).await;
+            }
         }
     }
 }
 
-/// Answers what has arrived. Its buffers live on the stack only while there is something to answer: a thousand
+/// Whether more datagrams wait after a batch.
+enum Left {
+    Nothing,
+    Perhaps,
+}
+
+/// Answers what has arrived, at most a batch. Its buffers live on the stack only while there is something to answer: a thousand
 /// idle containers cost nothing.
 fn answer_datagrams(
     socket: &Arc<Held<UdpSocket>>,
     desk: &mut Desk,
     relays: &mut JoinSet<()>,
-) -> io::Result<()> {
+) -> io::Result<Left> {
     // One byte more than is read, so that a longer query is not taken for its beginning.
     let mut query = [0; QUERY_BYTES_MAX + 1];
     let mut reply = Vec::new();
     for _ in 0..BATCH {
         let (length, from) = match socket.try_recv_from(&mut query) {
             Ok(received) => received,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Left::Nothing),
             Err(error) => return Err(error),
         };
         if !can_be_answered(from) {
@@ -261,7 +272,7 @@ fn answer_datagrams(
             }
         }
     }
-    Ok(())
+    Ok(Left::Perhaps)
 }
 
 async fn send_relayed(relay: Relay, socket: Arc<Held<UdpSocket>>, to: SocketAddr, counters: Arc<Counters>) {

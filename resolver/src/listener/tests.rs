@@ -271,14 +271,14 @@ async fn a_query_that_does_not_end_is_given_up() {
     let mut stream = TcpStream::connect(served.tcp).await.unwrap();
     let started = Instant::now();
     // A byte now and then does not buy more time.
-    for byte in [0, 50, 1, 2, 3, 4, 5, 6] {
+    for byte in 0..20 {
         if stream.write_all(&[byte]).await.is_err() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(400)).await;
     }
     assert_eq!(receive_framed(&mut stream).await, None);
-    assert!(started.elapsed() < Duration::from_millis(3500));
+    assert!(started.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test]
