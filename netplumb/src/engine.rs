@@ -11,6 +11,8 @@ mod device;
 mod event_loop;
 mod packet;
 mod peer;
+#[cfg(test)]
+mod tests;
 mod tunnels;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +28,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use tokio::time::Instant;
 
 pub use self::device::open_tun;
-use self::event_loop::{Command, EventLoop, Ports};
+use self::event_loop::{Command, EventLoop, Port, Ports};
 use self::tunnels::Tunnels;
 use crate::state::{Key, PrivateKey};
 
@@ -139,8 +141,9 @@ impl Engine {
         let Interface { tun, udp, private_key, mtu, address, address6 } = interface;
         device::prepare(&tun, &udp)?;
         let tunnels = Tunnels::new(&private_key, mtu, address, address6, Instant::now());
-        let id = id.to_owned();
-        self.call(move |ports| ports.add(&id, tun, udp, tunnels)).unwrap_or(Err(EngineError::Ended))
+        let (id, port) = (id.to_owned(), Box::new(Port::new(tun, udp, tunnels)));
+        let added = self.call(move |ports| ports.add(&id, port)).ok_or(EngineError::Ended)?;
+        added.map_err(|(error, _port)| error)
     }
 
     /// Forgets the interface and closes its descriptors here, on the calling thread: closing a TUN's

@@ -9,6 +9,7 @@ pub mod error;
 pub mod kernel;
 pub mod memory;
 pub mod netlink;
+pub mod netns;
 pub mod observed;
 pub mod plan;
 pub mod reconciler;

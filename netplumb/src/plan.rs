@@ -292,7 +292,7 @@ impl Op {
 }
 
 impl InsideChange {
-    fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             InsideChange::Loopback => "loopback",
             InsideChange::Unreachable(_) => "unreachable",

@@ -2,6 +2,8 @@
 //! (apt-get install nftables).
 
 mod scratch;
+#[path = "scratch/veth.rs"]
+mod veth;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -10,7 +12,8 @@ use std::time::Duration;
 
 use netplumb::engine::open_tun;
 use netplumb::netlink::nft::{self, NftError, Rules};
-use scratch::{Netns, join};
+use scratch::Netns;
+use veth::join;
 
 const LISTENER: &str = "127.240.0.53:61053";
 

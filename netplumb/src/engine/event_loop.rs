@@ -41,7 +41,7 @@ pub(super) struct EventLoop {
 /// All interfaces.
 pub(super) struct Ports {
     epoll: OwnedFd,
-    ports: BTreeMap<u64, Port>,
+    ports: BTreeMap<u64, Box<Port>>,
     numbers: BTreeMap<String, u64>,
     /// Numbers are not used twice: an event of a removed port finds nobody.
     next_number: u64,
@@ -112,29 +112,30 @@ impl EventLoop {
 }
 
 impl Ports {
-    pub(super) fn add(
-        &mut self,
-        id: &str,
-        tun: OwnedFd,
-        udp: OwnedFd,
-        tunnels: Tunnels,
-    ) -> Result<(), EngineError> {
+    /// Serves the port, or gives it back, so that another thread closes it.
+    pub(super) fn add(&mut self, id: &str, port: Box<Port>) -> Result<(), (EngineError, Box<Port>)> {
         if self.numbers.contains_key(id) {
-            return Err(EngineError::Exists(id.to_owned()));
+            return Err((EngineError::Exists(id.to_owned()), port));
         }
         let number = self.next_number;
         self.next_number += 1;
-        for (fd, event) in [(&tun, number << 1), (&udp, number << 1 | 1)] {
-            epoll::add(&self.epoll, fd, epoll::EventData::new_u64(event), epoll::EventFlags::IN)
-                .map_err(std::io::Error::from)?;
+        if let Err(error) = self.watch(number, &port) {
+            return Err((EngineError::Io(error.into()), port));
         }
         self.numbers.insert(id.to_owned(), number);
-        self.ports.insert(number, Port { tun, udp, tunnels, dropped: 0 });
+        self.ports.insert(number, port);
         Ok(())
     }
 
+    fn watch(&self, number: u64, port: &Port) -> Result<(), Errno> {
+        let (tun, udp) = (epoll::EventData::new_u64(number << 1), epoll::EventData::new_u64(number << 1 | 1));
+        epoll::add(&self.epoll, &port.tun, tun, epoll::EventFlags::IN)?;
+        epoll::add(&self.epoll, &port.udp, udp, epoll::EventFlags::IN)
+            .inspect_err(|_| drop(epoll::delete(&self.epoll, &port.tun)))
+    }
+
     /// Gives the port away, so that another thread closes it.
-    pub(super) fn remove(&mut self, id: &str) -> Option<Port> {
+    pub(super) fn remove(&mut self, id: &str) -> Option<Box<Port>> {
         let port = self.ports.remove(&self.numbers.remove(id)?)?;
         // The agent may hold duplicates, which would keep the events coming.
         for fd in [&port.tun, &port.udp] {
@@ -226,6 +227,10 @@ impl Ports {
 }
 
 impl Port {
+    pub(super) fn new(tun: OwnedFd, udp: OwnedFd, tunnels: Tunnels) -> Port {
+        Port { tun, udp, tunnels, dropped: 0 }
+    }
+
     /// Reads packets of this host; true when the TUN is dead.
     fn read_tun(&mut self, inbound: &mut [u8], buffer: &mut [u8]) -> bool {
         let now = Instant::now();

@@ -3,10 +3,8 @@
 use std::process::Command;
 use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use rustix::thread::UnshareFlags;
-use tokio::time::Instant;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -74,22 +72,5 @@ impl Drop for Netns {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-    }
-}
-
-/// Joins two namespaces by a veth pair called `eth0` in both.
-pub fn join(a: &Netns, address_a: &str, b: &Netns, address_b: &str) {
-    a.sh(&format!("ip link add eth0 type veth peer name eth0 netns {}", b.tid()));
-    a.sh(&format!("ip addr add {address_a} dev eth0 && ip link set eth0 up"));
-    b.sh(&format!("ip addr add {address_b} dev eth0 && ip link set eth0 up"));
-}
-
-/// Waits until `holds`, five seconds at most.
-#[allow(dead_code, reason = "each test binary compiles this module, and not all of them wait")]
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(5);
-    while !holds() {
-        assert!(Instant::now() < end, "still not after 5 s: {what}");
-        std::thread::park_timeout(Duration::from_millis(10));
     }
 }

@@ -1,0 +1,216 @@
+//! The container's side. Everything here opens its sockets on a thread in the container's namespace
+//! and leaves none behind.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use netlink_packet_route::link::LinkAttribute;
+
+use crate::error::Error;
+use crate::kernel::{Container, Route};
+use crate::netlink::link::LOOPBACK;
+use crate::netlink::nft;
+use crate::netlink::socket::Rtnl;
+use crate::netlink::wireguard::{Wireguard, group};
+use crate::netns;
+use crate::observed::Inside;
+use crate::plan::{InsideChange, Site};
+use crate::state::NetnsRef;
+
+/// Does one change; the binding namespace is needed for [`InsideChange::Link`] only, and that one is
+/// the caller's.
+pub(crate) fn apply(
+    wireguard: &Wireguard,
+    member: &str,
+    site: &Site,
+    change: &InsideChange,
+) -> Result<(), Error> {
+    let here = |work: &(dyn Fn(&mut Rtnl) -> io::Result<()> + Sync)| -> Result<(), Error> {
+        let done = site.netns.enter(|| work(&mut Rtnl::here()?))?;
+        done.map_err(|error| refused(change, site, error))
+    };
+    match change {
+        InsideChange::Loopback => here(&|route| {
+            let index = route.index(LOOPBACK)?;
+            route.set_link(index, vec![], true)
+        }),
+        InsideChange::Unreachable(prefixes) => {
+            here(&|route| prefixes.iter().try_for_each(|prefix| route.set_unreachable(*prefix)))
+        }
+        InsideChange::DropUnreachable(prefixes) => {
+            gone(here(&|route| prefixes.iter().try_for_each(|prefix| route.delete_unreachable(*prefix))))
+        }
+        InsideChange::Guard(rules) => Ok(site.netns.enter(|| nft::install(member, rules))??),
+        InsideChange::DropGuard => match site.netns.enter(|| nft::remove(member)) {
+            Ok(removed) => Ok(removed?),
+            Err(error) => gone(Err(error)),
+        },
+        InsideChange::DropLink => wireguard.remove(member, site),
+        InsideChange::LinkMtu(mtu) => {
+            here(&|route| {
+                let index = index(route, member, site)?;
+                route.set_link(index, vec![LinkAttribute::Mtu(*mtu)], false)
+            })?;
+            wireguard.set_mtu(member, *mtu)
+        }
+        InsideChange::Address(address) => {
+            here(&|route| {
+                if matches!(address, IpNet::V6(_)) {
+                    netns::write_sysctl(&format!("ipv6/conf/{}/disable_ipv6", site.ifname), "0")?;
+                }
+                let index = index(route, member, site)?;
+                route.add_address(index, *address)
+            })?;
+            tell_addresses(wireguard, member, site, Some(address.addr()))
+        }
+        InsideChange::DropAddress(address) => {
+            here(&|route| {
+                let index = index(route, member, site)?;
+                route.delete_address(index, *address)
+            })?;
+            tell_addresses(wireguard, member, site, None)
+        }
+        InsideChange::LinkUp => here(&|route| {
+            // Before it is up: no link-local address, which would be chosen as a source.
+            netns::write_sysctl(&format!("ipv6/conf/{}/addr_gen_mode", site.ifname), "1")?;
+            let index = index(route, member, site)?;
+            route.set_link(index, vec![], true)
+        }),
+        InsideChange::Route { destination, source } => here(&|route| {
+            let index = index(route, member, site)?;
+            route.set_route(index, *destination, *source)
+        }),
+        InsideChange::DropRoute(destination) => here(&|route| {
+            let index = index(route, member, site)?;
+            route.delete_route(index, *destination)
+        }),
+        InsideChange::Peers(peers) => wireguard.set_peers(member, site, peers),
+        InsideChange::DropPeers(peers) => wireguard.remove_peers(member, site, peers),
+        InsideChange::Link(_) => Err(Error::Missing { what: format!("the binding namespace of {member}") }),
+    }
+}
+
+/// The member's side in its container; None when the namespace is gone or another.
+pub(crate) fn observe(wireguard: &Wireguard, member: &str, site: &Site) -> Result<Option<Inside>, Error> {
+    let seen = site.netns.enter(|| -> Result<Inside, Error> {
+        let failed = |error| Error::kernel(format!("observe {}", site.netns.path.display()), error);
+        let mut route = Rtnl::here().map_err(failed)?;
+        let mut inside = look(&mut route, wireguard, member, site).map_err(failed)?;
+        // Without nf_tables there is no guard either.
+        inside.guard = match nft::observe() {
+            Ok(mut guards) => guards.remove(member),
+            Err(nft::NftError::Unsupported(_)) => None,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(inside)
+    });
+    match seen {
+        Ok(inside) => inside.map(Some),
+        Err(Error::NetnsGone(_) | Error::NetnsRecycled(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn look(route: &mut Rtnl, wireguard: &Wireguard, member: &str, site: &Site) -> io::Result<Inside> {
+    let mut inside = Inside {
+        ipv6: netns::has_ipv6(),
+        loopback: route.link(LOOPBACK)?.is_some_and(|link| link.up),
+        ..Inside::default()
+    };
+    let routes = route.routes()?.into_iter().filter(|route| route.ours);
+    let (unreachable, through): (Vec<_>, Vec<_>) = routes.partition(|route| route.unreachable);
+    inside.unreachable = unreachable.into_iter().map(|route| route.destination).collect();
+    let Some(link) = route.link(&site.ifname)? else { return Ok(inside) };
+    inside.device = wireguard.observe(member, &link)?;
+    let Some(device) = &mut inside.device else { return Ok(inside) };
+    let addresses = route.addresses()?.into_iter().filter(|(index, _)| *index == link.index);
+    device.addresses = addresses.map(|(_, address)| address).collect();
+    inside.routes = through
+        .into_iter()
+        .filter(|route| route.index == Some(link.index))
+        .filter_map(|route| Some((route.destination, route.source?)))
+        .collect();
+    Ok(inside)
+}
+
+/// Everything the caller needs to know before it attaches the container whose namespace the calling
+/// thread is in.
+pub(crate) fn survey(netns: NetnsRef, inode: u64, own: bool) -> io::Result<Container> {
+    let mut route = Rtnl::here()?;
+    let links = route.links()?;
+    let name = |index: u32| links.values().find(|link| link.index == index).map(|link| link.name.clone());
+    let routes = route.routes()?.into_iter().filter(|route| route.destination.prefix_len() > 0);
+    let routes: BTreeSet<Route> = routes
+        .map(|route| Route { destination: route.destination, device: route.index.and_then(name) })
+        .collect();
+    let addresses = route.addresses()?.into_iter().map(|(_, address)| address).collect();
+    Ok(Container {
+        netns,
+        inode,
+        own,
+        routes: routes.into_iter().collect(),
+        addresses,
+        ipv6: netns::has_ipv6(),
+        nf_tables: nft::supported(),
+        links: links.into_keys().collect(),
+    })
+}
+
+/// Index of the member's own interface: never of one that only has its name.
+fn index(route: &mut Rtnl, member: &str, site: &Site) -> io::Result<u32> {
+    let link = route.link(&site.ifname)?.filter(|link| link.group == group(member));
+    link.map(|link| link.index).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+}
+
+/// The engine's ICMP errors come from the address that was set last.
+fn tell_addresses(
+    wireguard: &Wireguard,
+    member: &str,
+    site: &Site,
+    newest: Option<IpAddr>,
+) -> Result<(), Error> {
+    let Wireguard::Userspace { .. } = wireguard else { return Ok(()) };
+    let read = site.netns.enter(|| -> io::Result<(Vec<Ipv4Addr>, Vec<Ipv6Addr>)> {
+        let mut route = Rtnl::here()?;
+        let index = index(&mut route, member, site)?;
+        let addresses = route.addresses()?.into_iter().filter(|(of, _)| *of == index);
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for address in addresses.map(|(_, address)| address.addr()).chain(newest) {
+            match address {
+                IpAddr::V4(address) => v4.push(address),
+                IpAddr::V6(address) => v6.push(address),
+            }
+        }
+        Ok((v4, v6))
+    })?;
+    let (v4, v6) =
+        read.map_err(|error| Error::kernel(format!("read the addresses of {}", site.ifname), error))?;
+    if let Some(address) = v4.last() {
+        wireguard.set_address(member, *address, v6.last().copied());
+    }
+    Ok(())
+}
+
+/// What cannot be removed because its namespace is gone is removed.
+fn gone(result: Result<(), Error>) -> Result<(), Error> {
+    match result {
+        Err(Error::NetnsGone(_) | Error::NetnsRecycled(_)) => Ok(()),
+        result => result,
+    }
+}
+
+fn refused(change: &InsideChange, site: &Site, error: io::Error) -> Error {
+    let ifname = || site.ifname.clone();
+    match (change, error.raw_os_error()) {
+        (InsideChange::Address(IpNet::V6(_)), Some(libc::EACCES | libc::EOPNOTSUPP | libc::EINVAL)) => {
+            Error::NoIpv6 { ifname: ifname() }
+        }
+        (_, Some(libc::ENODEV)) => Error::Missing { what: ifname() },
+        _ => {
+            let op = change.kind();
+            Error::kernel(format!("do `{op}` for {} in {}", site.ifname, site.netns.path.display()), error)
+        }
+    }
+}
