@@ -1,1 +1,20 @@
-//! warren: node.
+//! The host agent of warren, and its command line.
+//!
+//! A node is a projection of the gossiped view: local intent ([`journal`]) becomes this host's own
+//! records, gossip merges everybody's into a view, and pure functions ([`project`]) turn the view
+//! into the kernel state that should be and the names that should resolve. It opens no socket but
+//! its API's ([`api`]) and writes no file but its store's ([`store`]).
+
+pub mod agent;
+pub mod api;
+pub mod attach;
+pub mod claims;
+pub mod cli;
+pub mod config;
+pub mod journal;
+pub mod lookup;
+pub mod metrics;
+pub mod names;
+mod page;
+pub mod project;
+pub mod store;

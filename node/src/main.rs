@@ -1,2 +1,7 @@
-//! The warren binary.
-fn main() {}
+//! The `warren` command: the agent and everything that talks to it.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    node::cli::main()
+}

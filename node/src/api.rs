@@ -1,0 +1,567 @@
+//! The API: HTTP and JSON on a Unix socket; metrics, health and the status page on TCP, read only.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path as UrlPath, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
+use gossip::record::MemberState;
+use netplumb::state::Mac;
+use serde::{Deserialize, Serialize};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::agent::Snapshot;
+use crate::attach::{Applied, Attached, Call, Context, Refusal, RefusalKind, Request, Resolv};
+use crate::config::Config;
+use crate::lookup::{self, Lookup};
+use crate::metrics::Metrics;
+use crate::project;
+use crate::store::{Entry, Store};
+
+/// Longest request body in bytes.
+const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// What the API serves from.
+pub struct Served<K, S> {
+    /// How the agent was configured.
+    pub config: Arc<Config>,
+    /// To attach and detach by.
+    pub context: Context<K, S>,
+    /// To read from.
+    pub snapshot: watch::Receiver<Snapshot>,
+    /// Figures.
+    pub metrics: Arc<Metrics>,
+}
+
+impl<K, S: Clone> Clone for Served<K, S> {
+    fn clone(&self) -> Self {
+        Served {
+            config: self.config.clone(),
+            context: self.context.clone(),
+            snapshot: self.snapshot.clone(),
+            metrics: self.metrics.clone(),
+        }
+    }
+}
+
+/// The listeners of one agent; they end when dropped.
+pub struct Api {
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Api {
+    /// Serves on the configured socket (root alone) and TCP address.
+    ///
+    /// # Errors
+    /// An agent answers on the socket already, or an address cannot be bound.
+    pub async fn serve<K, S>(served: Served<K, S>) -> anyhow::Result<Api>
+    where
+        K: netplumb::Kernel,
+        S: Store + Clone,
+    {
+        let socket = bind(&served.config.socket()).await?;
+        let address = served.config.http;
+        let public = TcpListener::bind(address).await.with_context(|| {
+            format!("cannot serve metrics on {address}; set http.listen to a free address")
+        })?;
+        let (private, public_routes) = (private(served.clone()), public_of(served));
+        let tasks = vec![
+            tokio::spawn(async move {
+                let _ = axum::serve(socket, private).await;
+            }),
+            tokio::spawn(async move {
+                let _ = axum::serve(public, public_routes).await;
+            }),
+        ];
+        Ok(Api { tasks })
+    }
+}
+
+async fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    if tokio::net::UnixStream::connect(path).await.is_ok() {
+        anyhow::bail!("an agent answers on {} already; give this one its own run_dir", path.display());
+    }
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(e).with_context(|| format!("cannot replace {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    let owner_only = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(path, owner_only)
+        .with_context(|| format!("cannot protect {}", path.display()))?;
+    Ok(listener)
+}
+
+fn private<K: netplumb::Kernel, S: Store + Clone>(served: Served<K, S>) -> Router {
+    Router::new()
+        .route(
+            "/v1/networks/{network}/members/{id}",
+            get(member::<K, S>).put(attach::<K, S>).delete(detach::<K, S>),
+        )
+        .route("/v1/status", get(status::<K, S>))
+        .route("/v1/hosts", get(hosts::<K, S>))
+        .route("/v1/networks", get(networks::<K, S>))
+        .route("/v1/members", get(members::<K, S>))
+        .route("/v1/names", get(names::<K, S>))
+        .route("/v1/lookup", get(look_up::<K, S>))
+        .route("/metrics", get(metrics::<K, S>))
+        .fallback(nothing)
+        .method_not_allowed_fallback(no_method)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(served)
+}
+
+fn public_of<K: netplumb::Kernel, S: Store + Clone>(served: Served<K, S>) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics::<K, S>))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready::<K, S>))
+        .route("/", get(page::<K, S>))
+        .fallback(nothing)
+        .with_state(served)
+}
+
+/// A problem as RFC 9457 has it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Problem {
+    /// A URI naming the kind of problem.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The kind in words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What happened.
+    pub detail: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let (status, name, title) = match self.kind {
+            RefusalKind::Malformed => (StatusCode::BAD_REQUEST, "malformed", "The request makes no sense"),
+            RefusalKind::NotFound => (StatusCode::NOT_FOUND, "not-found", "It is not there"),
+            RefusalKind::Conflict => (StatusCode::CONFLICT, "conflict", "Something stands in the way"),
+            RefusalKind::Denied => (StatusCode::FORBIDDEN, "denied", "Not permitted"),
+            RefusalKind::Unready => (StatusCode::SERVICE_UNAVAILABLE, "unready", "Not now"),
+            RefusalKind::Timeout => (StatusCode::GATEWAY_TIMEOUT, "timeout", "It did not end in time"),
+            RefusalKind::Failed => (StatusCode::INTERNAL_SERVER_ERROR, "failed", "It was tried and failed"),
+        };
+        let problem = Problem {
+            kind: format!("urn:warren:problem:{name}"),
+            title: title.into(),
+            status: status.as_u16(),
+            detail: self.detail,
+            hint: self.hint,
+        };
+        (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(problem)).into_response()
+    }
+}
+
+fn malformed(detail: impl Into<String>) -> Refusal {
+    Refusal::new(RefusalKind::Malformed, detail)
+}
+
+async fn nothing() -> Refusal {
+    Refusal::new(RefusalKind::NotFound, "there is nothing at this path").hint("paths start with /v1/")
+}
+
+async fn no_method() -> Refusal {
+    malformed("this path does not take that method")
+}
+
+type MemberPath = Result<UrlPath<(NetworkId, String)>, PathRejection>;
+
+fn member_path(path: MemberPath) -> Result<(NetworkId, String), Refusal> {
+    path.map(|UrlPath(pair)| pair).map_err(|e| malformed(e.body_text()))
+}
+
+async fn attach<K: netplumb::Kernel, S: Store + Clone>(
+    State(served): State<Served<K, S>>,
+    path: MemberPath,
+    body: Result<Json<Request>, JsonRejection>,
+) -> Result<Json<Attached>, Refusal> {
+    let (network, container) = member_path(path)?;
+    let Json(request) = body.map_err(|e| malformed(e.body_text()))?;
+    let started = Instant::now();
+    let call = Call { network, container, request };
+    // A task of its own: a caller that hangs up does not leave a half-made member.
+    let context = served.context.clone();
+    let attached = tokio::spawn(context.attach(call)).await;
+    let attached =
+        attached.unwrap_or_else(|e| Err(Refusal::new(RefusalKind::Failed, format!("attach broke: {e}"))));
+    served.metrics.attached(started.elapsed(), attached.is_ok());
+    let (entry, applied) = attached?;
+    Ok(Json(told(&served.config, &served.snapshot.borrow(), &entry, applied)))
+}
+
+async fn detach<K: netplumb::Kernel, S: Store + Clone>(
+    State(served): State<Served<K, S>>,
+    path: MemberPath,
+) -> Result<StatusCode, Refusal> {
+    let (network, id) = member_path(path)?;
+    let entry = served.snapshot.borrow().journal.find(network, &id).cloned();
+    if let Some(entry) = entry {
+        let detached = tokio::spawn(served.context.clone().detach(entry)).await;
+        detached.unwrap_or_else(|e| Err(Refusal::new(RefusalKind::Failed, format!("detach broke: {e}"))))?;
+    }
+    // Detach is idempotent: what is not there is detached.
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn member<K, S: Clone>(
+    State(served): State<Served<K, S>>,
+    path: MemberPath,
+) -> Result<Json<Attached>, Refusal> {
+    let (network, id) = member_path(path)?;
+    let snapshot = served.snapshot.borrow().clone();
+    let entry = snapshot.journal.find(network, &id).ok_or_else(|| {
+        Refusal::new(RefusalKind::NotFound, format!("{id} is no member of {network} on this host"))
+            .hint("`warren ps` lists this host's members")
+    })?;
+    Ok(Json(told(&served.config, &snapshot, entry, Applied::default())))
+}
+
+fn told(config: &Config, snapshot: &Snapshot, entry: &Entry, applied: Applied) -> Attached {
+    let app = entry.app.to_string();
+    let key = entry.private_key.public();
+    let domain = format!("{app}.{}.{}", entry.network, config.dns.zone);
+    let underlay = snapshot.view.hosts.values().map(|h| h.records.host.mtu).min();
+    let ipv6 = config.underlay.address.is_ipv6();
+    Attached {
+        member: entry.member.clone(),
+        container: entry.container.clone(),
+        network: entry.network,
+        app: entry.app,
+        process: entry.process.clone(),
+        ordinal: entry.ordinal,
+        address: entry.address,
+        address6: entry.address6,
+        mac: Mac::of_key(&key).to_string(),
+        public_key: String::from(gossip::record::PublicKey(key.0)),
+        ifname: entry.ifname.clone(),
+        mtu: netplumb::state::wg_mtu(netplumb::state::fabric_mtu(underlay.unwrap_or(1500), ipv6)),
+        vni: entry.claim.vni,
+        subnet: entry.claim.subnet,
+        dns: Resolv {
+            nameserver: config.dns.listen,
+            search: Vec::new(),
+            options: ["edns0", "timeout:2", "attempts:3"].map(Into::into).to_vec(),
+        },
+        env: BTreeMap::from([
+            ("WARREN_APP_ID".into(), app.clone()),
+            ("WARREN_NETWORK_ID".into(), entry.network.to_string()),
+            ("WARREN_DOMAIN".into(), domain),
+            ("WARREN_ADDRESS".into(), entry.address.to_string()),
+        ]),
+        names: project::names(&app, entry.process.as_str(), entry.ordinal, entry.network, &config.dns.zone),
+        applied: applied.applied,
+        missing: applied.missing,
+    }
+}
+
+/// The agent in figures.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The agent's version.
+    pub version: String,
+    /// Its region.
+    pub region: String,
+    /// Its host.
+    pub host: HostId,
+    /// The generation it publishes in; 0 before the join.
+    pub generation: u64,
+    /// Whether it is ready: joined, the view whole, not cut off.
+    pub ready: bool,
+    /// What is wrong, in sentences; empty when nothing is.
+    pub problems: Vec<String>,
+    /// Hosts by standing.
+    pub hosts: BTreeMap<String, usize>,
+    /// Networks in the region.
+    pub networks: usize,
+    /// Members on this host.
+    pub members: usize,
+    /// Claims by kind and state.
+    pub claims: BTreeMap<String, usize>,
+    /// When the host's certificate expires, in seconds since 1970.
+    pub certificate_expires: i64,
+}
+
+async fn status<K, S: Clone>(State(served): State<Served<K, S>>) -> Json<Status> {
+    Json(status_of(&served))
+}
+
+fn status_of<K, S: Clone>(served: &Served<K, S>) -> Status {
+    let snapshot = served.snapshot.borrow().clone();
+    let mut hosts = BTreeMap::new();
+    for host in snapshot.view.hosts.values() {
+        *hosts.entry(host.standing.as_str().to_owned()).or_default() += 1;
+    }
+    let ledger = &snapshot.ledger;
+    let claims = [
+        ("addresses held", ledger.addresses.len()),
+        ("addresses resting", ledger.resting.len()),
+        ("addresses contested", ledger.contested_addresses.len()),
+        ("ordinals held", ledger.ordinals.len()),
+        ("ordinals contested", ledger.contested_ordinals.len()),
+    ];
+    let problems = problems(&snapshot, &served.context.built.borrow().errors);
+    Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        region: served.config.region.to_string(),
+        host: served.config.host.clone(),
+        generation: snapshot.generation,
+        ready: unready(&snapshot).is_none(),
+        problems,
+        hosts,
+        networks: ledger.networks.len(),
+        members: snapshot.journal.live().count(),
+        claims: claims.map(|(name, count)| (name.to_owned(), count)).into(),
+        certificate_expires: served.metrics.certificate_expiry(),
+    }
+}
+
+fn unready(snapshot: &Snapshot) -> Option<String> {
+    if let Some(why) = &snapshot.unjoined {
+        return Some(format!("not joined: {why}"));
+    }
+    if let Some(twin) = snapshot.view.twin {
+        return Some(format!("fenced: another machine at {twin} uses this host's name"));
+    }
+    if !snapshot.view.whole {
+        return Some("the region's records are not known whole yet: no seed has answered".into());
+    }
+    snapshot.view.cut_off.then(|| "cut off: no other host answers, names are frozen".into())
+}
+
+fn problems(snapshot: &Snapshot, errors: &[String]) -> Vec<String> {
+    let contested = snapshot.ledger.contested_addresses.len();
+    let contested = (contested > 0).then(|| format!("{contested} members wait for an address of their own"));
+    unready(snapshot).into_iter().chain(contested).chain(errors.iter().cloned()).collect()
+}
+
+/// One host of the region.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct HostRow {
+    /// Its name.
+    pub host: HostId,
+    /// How it stands with the agent asked.
+    pub standing: String,
+    /// Where its agent gossips.
+    pub address: SocketAddr,
+    /// Its tunnel end.
+    pub vtep: SocketAddr,
+    /// Its underlay's MTU in bytes.
+    pub mtu: u32,
+    /// Its live members.
+    pub members: usize,
+    /// Its generation.
+    pub generation: u64,
+}
+
+async fn hosts<K, S: Clone>(State(served): State<Served<K, S>>) -> Json<Vec<HostRow>> {
+    let snapshot = served.snapshot.borrow().clone();
+    let row = |(host, h): (&HostId, &gossip::view::Host)| HostRow {
+        host: host.clone(),
+        standing: h.standing.as_str().into(),
+        address: h.address,
+        vtep: SocketAddr::new(h.records.host.vtep, h.records.host.port),
+        mtu: h.records.host.mtu,
+        members: h.records.members.values().filter(|m| m.state != MemberState::Released).count(),
+        generation: h.generation,
+    };
+    Json(snapshot.view.hosts.iter().map(row).collect())
+}
+
+/// One network of the region.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct NetworkRow {
+    /// Its id.
+    pub network: NetworkId,
+    /// Its VXLAN identifier.
+    pub vni: u32,
+    /// Its subnet.
+    pub subnet: String,
+    /// Its live members in the region.
+    pub members: usize,
+    /// Those on this host.
+    pub here: usize,
+    /// Hosts with live members of it.
+    pub hosts: usize,
+}
+
+async fn networks<K, S: Clone>(State(served): State<Served<K, S>>) -> Json<Vec<NetworkRow>> {
+    let snapshot = served.snapshot.borrow().clone();
+    let rows = snapshot.ledger.networks.iter().map(|(network, record)| {
+        let of = |h: &gossip::view::Host| {
+            h.records
+                .members
+                .iter()
+                .filter(|((pn, _), m)| pn == network && m.state != MemberState::Released)
+                .count()
+        };
+        NetworkRow {
+            network: *network,
+            vni: record.vni,
+            subnet: record.subnet.to_string(),
+            members: snapshot.view.hosts.values().map(of).sum(),
+            here: snapshot.view.hosts.get(&served.config.host).map_or(0, of),
+            hosts: snapshot.view.hosts.values().filter(|h| of(h) > 0).count(),
+        }
+    });
+    Json(rows.collect())
+}
+
+/// One member of the region.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MemberRow {
+    /// The member.
+    pub member: MemberId,
+    /// Its host.
+    pub host: HostId,
+    /// Its host's standing.
+    pub standing: String,
+    /// Its network.
+    pub network: NetworkId,
+    /// Its app.
+    pub app: AppId,
+    /// Its process type.
+    #[serde(rename = "type")]
+    pub process: ProcessType,
+    /// Its number.
+    pub ordinal: Option<u32>,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Its address in the ULA.
+    pub address6: Option<Ipv6Addr>,
+    /// Where in its life it is.
+    pub state: MemberState,
+    /// Whether another member holds its address or ordinal.
+    pub contested: bool,
+    /// Its container, when it is on the host asked.
+    pub container: Option<String>,
+    /// Its interface, when it is on the host asked.
+    pub ifname: Option<String>,
+}
+
+async fn members<K, S: Clone>(State(served): State<Served<K, S>>) -> Json<Vec<MemberRow>> {
+    let snapshot = served.snapshot.borrow().clone();
+    let rows = snapshot.view.members().map(|(host, standing, network, member, record)| {
+        let key = (host.clone(), *network, member.clone());
+        let own = snapshot.journal.get(member);
+        MemberRow {
+            member: member.clone(),
+            host: host.clone(),
+            standing: standing.as_str().into(),
+            network: *network,
+            app: record.app,
+            process: record.process.clone(),
+            ordinal: record.ordinal,
+            address: record.address,
+            address6: record.address6,
+            state: record.state,
+            contested: snapshot.ledger.contested_addresses.contains(&key)
+                || snapshot.ledger.contested_ordinals.contains(&key),
+            container: own.map(|e| e.container.clone()),
+            ifname: own.map(|e| e.ifname.clone()),
+        }
+    });
+    Json(rows.collect())
+}
+
+/// One name and what it resolves to.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct NameRow {
+    /// The name.
+    pub name: String,
+    /// Its A records.
+    pub addresses: Vec<Ipv4Addr>,
+    /// Its AAAA records.
+    pub addresses6: Vec<Ipv6Addr>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NamesQuery {
+    app: Option<AppId>,
+}
+
+async fn names<K, S: Clone>(
+    State(served): State<Served<K, S>>,
+    query: Result<Query<NamesQuery>, QueryRejection>,
+) -> Result<Json<Vec<NameRow>>, Refusal> {
+    let Query(query) = query.map_err(|e| malformed(e.body_text()))?;
+    let app = query.app.map(|app| format!("{app}."));
+    let zones = served.snapshot.borrow().zones.clone();
+    let wanted = |name: &str| app.as_ref().is_none_or(|app| name.contains(app.as_str()));
+    let rows = zones.values().flat_map(|zone| zone.names()).filter(|n| wanted(&n.name)).map(|n| NameRow {
+        name: n.name,
+        addresses: n.addresses,
+        addresses6: n.addresses6,
+    });
+    Ok(Json(rows.collect()))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LookupQuery {
+    name: String,
+    #[serde(rename = "as")]
+    asker: Option<String>,
+}
+
+async fn look_up<K, S: Clone>(
+    State(served): State<Served<K, S>>,
+    query: Result<Query<LookupQuery>, QueryRejection>,
+) -> Result<Json<Lookup>, Refusal> {
+    let Query(query) = query.map_err(|e| malformed(e.body_text()))?;
+    let snapshot = served.snapshot.borrow().clone();
+    lookup::look_up(&served.config.dns, &snapshot, &query.name, query.asker.as_deref()).map(Json)
+}
+
+async fn metrics<K: netplumb::Kernel, S: Store + Clone>(State(served): State<Served<K, S>>) -> Response {
+    let snapshot = served.snapshot.borrow().clone();
+    let traffic = served.context.kernel.traffic(&project::ours(snapshot.journal.durable())).await;
+    match served.metrics.encode(&snapshot, &traffic) {
+        Ok(text) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(error) => Refusal::new(RefusalKind::Failed, error.to_string()).into_response(),
+    }
+}
+
+async fn ready<K, S: Clone>(State(served): State<Served<K, S>>) -> (StatusCode, String) {
+    match unready(&served.snapshot.borrow()) {
+        None => (StatusCode::OK, "ready\n".into()),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    }
+}
+
+async fn page<K, S: Clone>(State(served): State<Served<K, S>>) -> Html<String> {
+    Html(crate::page::render(&status_of(&served), &served.snapshot.borrow()))
+}

@@ -1,0 +1,555 @@
+//! Attach and detach in their steps, each a task of its own beside the agent's loop: take the
+//! namespace, claim and journal, publish as joining, build, wait for the other hosts, publish as
+//! ready. Any failure releases what was claimed.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
+use gossip::record::MemberState;
+use ipnet::{IpNet, Ipv4Net};
+use netplumb::kernel::{Container, Kernel, NetnsSource};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use crate::agent::{Built, Step};
+use crate::project;
+use crate::store::{Entry, Store};
+
+/// How long the whole call may take, the wait for other hosts excluded.
+const ATTACH_BOUND: Duration = Duration::from_secs(15);
+/// How long an attach waits for the other hosts when the caller does not say.
+const APPLIED_WAIT_DEFAULT: Duration = Duration::from_millis(250);
+
+/// What a caller asks for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// The app.
+    pub app: AppId,
+    /// The process type; `web` is what the app's own name means.
+    #[serde(rename = "type", default = "web")]
+    pub process: ProcessType,
+    /// The number within (app, type); the lowest free one when not given.
+    #[serde(default)]
+    pub ordinal: Option<u32>,
+    /// Name of the interface in the container; the first free `wgN` when not given.
+    #[serde(default)]
+    pub ifname: Option<String>,
+    /// The address, when the caller has chosen one.
+    #[serde(default)]
+    pub address: Option<Ipv4Addr>,
+    /// The container's namespace.
+    pub netns: Netns,
+    /// Milliseconds to wait for the other hosts; 250 when not given.
+    #[serde(default)]
+    pub wait_ms: Option<u64>,
+}
+
+fn web() -> ProcessType {
+    "web".parse().expect("`web` is a process type")
+}
+
+/// How a caller names a network namespace.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Netns {
+    /// The path of a mounted namespace.
+    Path(PathBuf),
+    /// A process in it.
+    Pid {
+        /// Process id.
+        id: u32,
+        /// Inode of its namespace as the caller saw it: refuses a recycled pid.
+        #[serde(default)]
+        inode: Option<u64>,
+    },
+}
+
+/// What a caller gets.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Attached {
+    /// The member.
+    pub member: MemberId,
+    /// The name its caller gave it.
+    pub container: String,
+    /// Its network.
+    pub network: NetworkId,
+    /// Its app.
+    pub app: AppId,
+    /// Its process type.
+    #[serde(rename = "type")]
+    pub process: ProcessType,
+    /// Its number; null while none could be had.
+    pub ordinal: Option<u32>,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Its address in the network's ULA, where the container has IPv6.
+    pub address6: Option<Ipv6Addr>,
+    /// MAC of its end of the overlay.
+    pub mac: String,
+    /// Its WireGuard public key.
+    pub public_key: String,
+    /// Its interface in the container.
+    pub ifname: String,
+    /// MTU of the interface, in bytes.
+    pub mtu: u32,
+    /// The network's VXLAN identifier.
+    pub vni: u32,
+    /// The network's subnet.
+    pub subnet: Ipv4Net,
+    /// What belongs into its resolv.conf.
+    pub dns: Resolv,
+    /// What belongs into its environment.
+    pub env: BTreeMap<String, String>,
+    /// The names it is found by.
+    pub names: Vec<String>,
+    /// Other hosts of the network that have it in their kernel.
+    pub applied: Vec<HostId>,
+    /// Other hosts of the network that did not say so in time.
+    pub missing: Vec<HostId>,
+}
+
+/// The lines of a resolv.conf.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Resolv {
+    /// `nameserver`.
+    pub nameserver: Ipv4Addr,
+    /// `search`.
+    pub search: Vec<String>,
+    /// `options`.
+    pub options: Vec<String>,
+}
+
+/// Why an attach or detach was refused: what happened and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct Refusal {
+    /// What kind of refusal; decides status and exit code.
+    pub kind: RefusalKind,
+    /// What happened.
+    pub detail: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+/// Kinds of refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalKind {
+    /// The request makes no sense.
+    Malformed,
+    /// What it names is not there.
+    NotFound,
+    /// Something stands in the way, or nothing is left.
+    Conflict,
+    /// Not permitted.
+    Denied,
+    /// Not now.
+    Unready,
+    /// It did not end in time.
+    Timeout,
+    /// It was tried and failed.
+    Failed,
+}
+
+impl Refusal {
+    /// A refusal without a hint.
+    pub fn new(kind: RefusalKind, detail: impl Into<String>) -> Refusal {
+        Refusal { kind, detail: detail.into(), hint: None }
+    }
+
+    /// With what to do about it.
+    pub fn hint(mut self, hint: impl Into<String>) -> Refusal {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl From<&netplumb::Error> for Refusal {
+    fn from(error: &netplumb::Error) -> Refusal {
+        use netplumb::Error as E;
+        let kind = match error {
+            E::NetnsGone(_) | E::ProcessGone(_) | E::NotNetns(_) => RefusalKind::NotFound,
+            E::NetnsRecycled(_) | E::VniInUse { .. } | E::PortInUse { .. } | E::NameTaken { .. } => {
+                RefusalKind::Conflict
+            }
+            E::NotPermitted { .. } => RefusalKind::Denied,
+            _ => RefusalKind::Failed,
+        };
+        Refusal::new(kind, error.to_string())
+    }
+}
+
+/// A request with its place.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// The network to join.
+    pub network: NetworkId,
+    /// The caller's name for the container.
+    pub container: String,
+    /// The rest.
+    pub request: Request,
+}
+
+/// What the loop says to a claim.
+pub enum Claimed {
+    /// It is a member already.
+    Existing(Entry),
+    /// Another call is attaching it, or claims cannot be made yet: ask again then.
+    Later(Instant, &'static str),
+    /// Claimed and published as joining; these hosts have members of the network.
+    New(Box<Entry>, Vec<HostId>),
+}
+
+/// What a task needs of the agent.
+pub struct Context<K, S> {
+    /// The kernel, to take the namespace.
+    pub kernel: Arc<K>,
+    /// The journal on disk.
+    pub store: S,
+    /// To the loop.
+    pub steps: mpsc::Sender<Step>,
+    /// What has been built.
+    pub built: watch::Receiver<Arc<Built>>,
+    /// Attach where nf_tables is missing.
+    pub unguarded: bool,
+}
+
+impl<K, S: Clone> Clone for Context<K, S> {
+    fn clone(&self) -> Self {
+        Context {
+            kernel: self.kernel.clone(),
+            store: self.store.clone(),
+            steps: self.steps.clone(),
+            built: self.built.clone(),
+            unguarded: self.unguarded,
+        }
+    }
+}
+
+impl<K: Kernel, S: Store> Context<K, S> {
+    /// Attaches; the entry is ready, journalled and built when this returns.
+    pub async fn attach(self, call: Call) -> Result<(Entry, Applied), Refusal> {
+        let started = Instant::now();
+        check_request(&call)?;
+        let container = self.take(&call.request.netns).await?;
+        let (entry, hosts) = match self.claim(call.clone(), container, started + ATTACH_BOUND).await? {
+            Claim::Existing(entry) => return Ok((entry, Applied::default())),
+            Claim::New(entry, hosts) => (*entry, hosts),
+        };
+        let wait = call.request.wait_ms.map_or(APPLIED_WAIT_DEFAULT, Duration::from_millis);
+        let member = entry.member.clone();
+        let asked = self.ask_applied(&entry, hosts, wait);
+        let made = async {
+            self.store.put(&entry).await.map_err(|e| unwritten(&e))?;
+            self.build(&member, started + ATTACH_BOUND).await
+        };
+        let applied = match tokio::join!(made, asked) {
+            (Ok(()), applied) => applied,
+            (Err(refusal), _) => {
+                self.release(&member).await;
+                return Err(refusal);
+            }
+        };
+        match self.ready(&member).await {
+            Ok(entry) => Ok((entry, applied)),
+            Err(refusal) => {
+                self.release(&member).await;
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Detaches: out of DNS first, then out of the kernel. Returns when nothing is left of it.
+    pub async fn detach(self, mut entry: Entry) -> Result<(), Refusal> {
+        entry.state = MemberState::Released;
+        self.store.put(&entry).await.map_err(|e| unwritten(&e))?;
+        let revision = self.step(|reply| Step::Release(entry.member.clone(), reply)).await?;
+        self.built(revision, Instant::now() + ATTACH_BOUND).await?;
+        Ok(())
+    }
+
+    /// Step 1: the namespace, and that nothing in it is in the way.
+    async fn take(&self, netns: &Netns) -> Result<Container, Refusal> {
+        let source = match netns {
+            Netns::Path(path) => NetnsSource::Path(path.clone()),
+            Netns::Pid { id, inode } => NetnsSource::Pid { pid: *id, inode: *inode },
+        };
+        let container = self.kernel.identify(&source).await.map_err(|e| Refusal::from(&e))?;
+        if container.own {
+            return Err(Refusal::new(
+                RefusalKind::Conflict,
+                "this is the host's own network namespace: a private network is for containers",
+            )
+            .hint("run the container without --network host"));
+        }
+        if !container.nf_tables && !self.unguarded {
+            return Err(Refusal::new(
+                RefusalKind::Failed,
+                "this kernel has no nf_tables, so the private address cannot be protected from the container's \
+                 other networks",
+            )
+            .hint("load the nf_tables module, or set `unguarded = true` to attach all the same"));
+        }
+        Ok(container)
+    }
+
+    /// Step 2 and 3: the loop claims the things and publishes the member as joining.
+    async fn claim(&self, call: Call, container: Container, deadline: Instant) -> Result<Claim, Refusal> {
+        loop {
+            let (call, container) = (call.clone(), container.clone());
+            match self.step(|reply| Step::Claim(Box::new((call, container)), reply)).await?? {
+                Claimed::Existing(entry) => return Ok(Claim::Existing(entry)),
+                Claimed::New(entry, hosts) => return Ok(Claim::New(entry, hosts)),
+                Claimed::Later(then, why) if then > deadline => {
+                    return Err(Refusal::new(RefusalKind::Unready, why));
+                }
+                Claimed::Later(then, _) => tokio::time::sleep_until(then).await,
+            }
+            if Instant::now() >= deadline {
+                return Err(Refusal::new(RefusalKind::Timeout, "the attach did not end in time"));
+            }
+        }
+    }
+
+    /// Step 4: the reconciler builds it.
+    async fn build(&self, member: &MemberId, deadline: Instant) -> Result<(), Refusal> {
+        let revision = self.step(|reply| Step::Build(member.clone(), reply)).await??;
+        let built = self.built(revision, deadline).await?;
+        match built.failed.get(member) {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// Step 5, first half: who has the member in its kernel, of the hosts that need it.
+    async fn ask_applied(&self, entry: &Entry, hosts: Vec<HostId>, wait: Duration) -> Applied {
+        let deadline = Instant::now() + wait;
+        let asks = hosts.into_iter().map(|host| {
+            let (reply, answer) = oneshot::channel();
+            let ask = Step::AskApplied {
+                host: host.clone(),
+                network: entry.network,
+                member: entry.member.clone(),
+                counter: entry.counter,
+                wait,
+                reply,
+            };
+            async move {
+                let sent = self.steps.send(ask).await.is_ok();
+                let said = sent && matches!(tokio::time::timeout_at(deadline, answer).await, Ok(Ok(true)));
+                (host, said)
+            }
+        });
+        let mut applied = Applied::default();
+        for (host, said) in futures::future::join_all(asks).await {
+            if said { applied.applied.push(host) } else { applied.missing.push(host) }
+        }
+        applied
+    }
+
+    /// Step 5, second half: the promise is written down, then made.
+    async fn ready(&self, member: &MemberId) -> Result<Entry, Refusal> {
+        let entry = self.step(|reply| Step::Ready(member.clone(), reply)).await??;
+        self.store.put(&entry).await.map_err(|e| unwritten(&e))?;
+        Ok(entry)
+    }
+
+    async fn release(&self, member: &MemberId) {
+        if let Ok(revision) = self.step(|reply| Step::Release(member.clone(), reply)).await {
+            // Best effort: what is left is torn down from the journal.
+            let _ = self.built(revision, Instant::now() + ATTACH_BOUND).await;
+        }
+    }
+
+    async fn step<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Step) -> Result<T, Refusal> {
+        let stopping = || Refusal::new(RefusalKind::Unready, "the agent is stopping");
+        let (reply, answer) = oneshot::channel();
+        self.steps.send(make(reply)).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())
+    }
+
+    async fn built(&self, revision: u64, deadline: Instant) -> Result<Arc<Built>, Refusal> {
+        let mut built = self.built.clone();
+        let reached = built.wait_for(|built| built.revision >= revision);
+        match tokio::time::timeout_at(deadline, reached).await {
+            Ok(Ok(built)) => Ok(built.clone()),
+            Ok(Err(_)) => Err(Refusal::new(RefusalKind::Unready, "the agent is stopping")),
+            Err(_) => Err(Refusal::new(RefusalKind::Timeout, "the kernel was not ready in time")
+                .hint("see the agent's log for the operation that hangs")),
+        }
+    }
+}
+
+enum Claim {
+    Existing(Entry),
+    New(Box<Entry>, Vec<HostId>),
+}
+
+/// Which hosts of the network said they have the new member.
+#[derive(Debug, Clone, Default)]
+pub struct Applied {
+    /// Those that did.
+    pub applied: Vec<HostId>,
+    /// Those that did not in time.
+    pub missing: Vec<HostId>,
+}
+
+fn unwritten(error: &std::io::Error) -> Refusal {
+    Refusal::new(RefusalKind::Failed, format!("the journal cannot be written: {error}"))
+        .hint("free space on state_dir, or make it writable")
+}
+
+/// Longest interface name (IFNAMSIZ - 1).
+const IFNAME_BYTES_MAX: usize = 15;
+
+fn check_request(call: &Call) -> Result<(), Refusal> {
+    let malformed = |detail: String| Err(Refusal::new(RefusalKind::Malformed, detail));
+    if call.container.is_empty()
+        || call.container.len() > 128
+        || !call.container.bytes().all(|b| b.is_ascii_graphic())
+    {
+        return malformed(format!("container id {:?} is not 1 to 128 printable characters", call.container));
+    }
+    if call.request.ordinal.is_some_and(|n| n == 0 || n > 1_000_000) {
+        return malformed("ordinal is not 1 to 1000000".into());
+    }
+    if let Some(name) = &call.request.ifname {
+        let fits = !name.is_empty()
+            && name.len() <= IFNAME_BYTES_MAX
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+            && name != "."
+            && name != "..";
+        if !fits {
+            return malformed(format!(
+                "interface name {name:?} is not 1 to 15 characters of a-z, A-Z, 0-9, '-', '_', '.'"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The interface to make, given what stands in the container; `ours` are names promised to members
+/// that are not built yet.
+pub fn interface(
+    asked: Option<&str>,
+    container: &Container,
+    ours: impl Fn(&str) -> bool,
+) -> Result<String, Refusal> {
+    let taken = |name: &str| container.links.contains(name) || ours(name);
+    match asked {
+        Some(name) if taken(name) => {
+            Err(Refusal::new(RefusalKind::Conflict, format!("the container has an interface {name} already"))
+                .hint("leave --ifname out for the first free wgN"))
+        }
+        Some(name) => Ok(name.to_owned()),
+        None => Ok((0..).map(|n| format!("wg{n}")).find(|name| !taken(name)).unwrap_or_default()),
+    }
+}
+
+/// Refuses a container in which something overlaps the network's subnet or ULA: traffic for the
+/// one would take the way of the other.
+pub fn overlap(container: &Container, network: NetworkId, subnet: Ipv4Net) -> Result<(), Refusal> {
+    let ours = [IpNet::V4(subnet), IpNet::V6(project::ula(network))];
+    let meets = |net: &&IpNet| ours.iter().any(|our| our.contains(*net) || net.contains(our));
+    // A default route contains everything and is meant to.
+    let routes = container.routes.iter().map(|route| &route.destination);
+    let found = container.addresses.iter().chain(routes).filter(|n| n.prefix_len() > 0).find(meets);
+    match found {
+        Some(net) => Err(Refusal::new(
+            RefusalKind::Conflict,
+            format!("the container has {net}, which overlaps the network's subnet {subnet}"),
+        )
+        .hint("give the network another subnet, or take that address or route away")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container(links: &[&str], nets: &[&str]) -> Container {
+        Container {
+            netns: netplumb::state::NetnsRef { path: "/run/netns/x".into(), cookie: 1 },
+            inode: 1,
+            own: false,
+            links: links.iter().map(|l| l.to_string()).collect(),
+            addresses: Vec::new(),
+            routes: nets
+                .iter()
+                .map(|n| netplumb::kernel::Route { destination: n.parse().unwrap(), device: None })
+                .collect(),
+            ipv6: true,
+            nf_tables: true,
+        }
+    }
+
+    fn call(container: &str, ifname: Option<&str>, ordinal: Option<u32>) -> Call {
+        Call {
+            network: NetworkId::random(),
+            container: container.into(),
+            request: Request {
+                app: AppId::random(),
+                process: web(),
+                ordinal,
+                ifname: ifname.map(Into::into),
+                address: None,
+                netns: Netns::Path("/run/netns/x".into()),
+                wait_ms: None,
+            },
+        }
+    }
+
+    #[test]
+    fn requests_are_checked() {
+        assert!(check_request(&call("c1", Some("wg0"), Some(1))).is_ok());
+        assert!(check_request(&call("c1", Some("exactly15chars_"), None)).is_ok());
+        let bad = [
+            call("", None, None),
+            call("a b", None, None),
+            call(&"x".repeat(129), None, None),
+            call("c1", Some("sixteen_chars_16"), None),
+            call("c1", Some("a/b"), None),
+            call("c1", Some(""), None),
+            call("c1", Some(".."), None),
+            call("c1", None, Some(0)),
+        ];
+        for call in bad {
+            let refusal = check_request(&call).unwrap_err();
+            assert_eq!(refusal.kind, RefusalKind::Malformed, "{call:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_free_interface_is_taken() {
+        let some = container(&["lo", "eth0", "wg0"], &[]);
+        assert_eq!(interface(None, &some, |_| false).unwrap(), "wg1");
+        assert_eq!(interface(None, &some, |name| name == "wg1").unwrap(), "wg2");
+        assert_eq!(interface(Some("net0"), &some, |_| false).unwrap(), "net0");
+        assert_eq!(interface(Some("wg0"), &some, |_| false).unwrap_err().kind, RefusalKind::Conflict);
+    }
+
+    #[test]
+    fn overlaps_are_found_both_ways() {
+        let subnet = crate::claims::DEFAULT_SUBNET;
+        let network = NetworkId::random();
+        let ula = project::ula(network).to_string();
+        for (net, refused) in [
+            ("10.240.1.0/24", true),
+            ("10.0.0.0/8", true),
+            ("10.240.0.7/32", true),
+            (ula.as_str(), true),
+            ("0.0.0.0/0", false),
+            ("10.240.4.0/24", false),
+            ("172.17.0.0/16", false),
+            ("fe80::/64", false),
+        ] {
+            assert_eq!(overlap(&container(&[], &[net]), network, subnet).is_err(), refused, "{net}");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The command line: one file for each group of verbs.
+
+mod agent;
+mod client;
+mod dns;
+mod members;
+mod output;
+mod region;
+mod run;
+mod show;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+pub use client::Failure;
+
+/// Private networks for containers, without a controller.
+#[derive(Debug, Parser)]
+#[command(name = "warren", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = "Exit codes: 0 ok, 1 failed, 2 usage, 3 agent unreachable, 4 not found, 5 denied, \
+                        6 conflict or full, 7 degraded, 124 timeout.")]
+struct Cli {
+    /// How to print: a table for people, JSON for programs, names for shells
+    #[arg(short, long, global = true, value_enum, default_value = "table")]
+    output: output::Format,
+    /// The agent's API socket
+    #[arg(long, global = true, env = "WARREN_SOCKET", default_value = crate::config::DEFAULT_SOCKET)]
+    socket: PathBuf,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run this host's agent
+    Agent(agent::Args),
+    /// Make a region: its certificate authority and its hosts' certificates
+    #[command(subcommand)]
+    Region(region::Verb),
+    /// Attach a container to a private network
+    Attach(members::AttachArgs),
+    /// Detach a container from a private network
+    Detach(members::DetachArgs),
+    /// Run a command in a namespace of its own, attached to a private network
+    Run(run::Args),
+    /// List members: this host's, or the region's
+    Ps(show::PsArgs),
+    /// List the region's hosts
+    Hosts,
+    /// List the region's networks
+    #[command(alias = "network")]
+    Networks,
+    /// List the names that resolve inside the networks with members here
+    DomainNames(show::DomainNamesArgs),
+    /// Say how the agent and its region are
+    Status(show::StatusArgs),
+    /// Print a member's environment, for `docker run --env-file` and the like
+    Env(members::EnvArgs),
+    /// Ask the agent what a container would be answered
+    #[command(subcommand)]
+    Dns(dns::Verb),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the version
+    Version,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    run_with(std::env::args_os())
+}
+
+fn run_with(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    // clap exits 2 on usage errors and prints what would be right.
+    let cli = Cli::parse_from(arguments);
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(failure) => {
+            output::error(&failure);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
+    let client = client::Client::new(cli.socket);
+    let out = output::Output::new(cli.output);
+    match cli.verb {
+        Verb::Agent(args) => agent::run(args),
+        Verb::Region(verb) => region::run(verb, &out),
+        Verb::Attach(args) => members::attach(&client, args, &out),
+        Verb::Detach(args) => members::detach(&client, args, &out),
+        Verb::Run(args) => run::run(&client, args),
+        Verb::Ps(args) => show::ps(&client, &args, &out),
+        Verb::Hosts => show::hosts(&client, &out),
+        Verb::Networks => show::networks(&client, &out),
+        Verb::DomainNames(args) => show::domain_names(&client, &args, &out),
+        Verb::Status(args) => show::status(&client, &args, &out),
+        Verb::Env(args) => members::env(&client, args, &out),
+        Verb::Dns(verb) => dns::run(&client, verb, &out),
+        Verb::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "warren", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Version => {
+            out.line(&format!("warren {}", env!("CARGO_PKG_VERSION")));
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,163 @@
+//! The API from the caller's side.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Bytes;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use crate::api::Problem;
+
+/// Longest wait for the agent's answer: above any bound of its own.
+const ANSWER_BOUND: Duration = Duration::from_secs(60);
+
+/// Why a command failed, and with which exit code.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit code.
+    pub code: u8,
+    /// What happened.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure with exit code 1.
+    pub fn new(message: impl Into<String>) -> Failure {
+        Failure { code: 1, message: message.into(), hint: None }
+    }
+
+    /// With another exit code.
+    pub fn code(mut self, code: u8) -> Failure {
+        self.code = code;
+        self
+    }
+
+    /// With what to do about it.
+    pub fn hint(mut self, hint: impl Into<String>) -> Failure {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Failure {
+        Failure::new(format!("{error:#}"))
+    }
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Failure {
+        let code = match problem.status {
+            400 | 405 | 413 | 415 | 422 => 2,
+            401 | 403 => 5,
+            404 => 4,
+            409 => 6,
+            503 => 7,
+            504 => 124,
+            _ => 1,
+        };
+        Failure { code, message: problem.detail, hint: problem.hint }
+    }
+}
+
+/// An agent's API.
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// The agent at a socket.
+    pub fn new(socket: PathBuf) -> Client {
+        Client { socket }
+    }
+
+    /// Reads something.
+    pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        self.call(Method::GET, path, Bytes::new())
+    }
+
+    /// Makes something.
+    pub fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
+        let body = serde_json::to_vec(body).map_err(|e| Failure::new(e.to_string()))?;
+        self.call(Method::PUT, path, body.into())
+    }
+
+    /// Ends something.
+    pub fn delete(&self, path: &str) -> Result<(), Failure> {
+        self.send(Method::DELETE, path, Bytes::new()).map(|_| ())
+    }
+
+    fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, Failure> {
+        let answer = self.send(method, path, body)?;
+        serde_json::from_slice(&answer).map_err(|e| {
+            Failure::new(format!("the agent's answer is not understood: {e}; is it of another version?"))
+        })
+    }
+
+    fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| Failure::new(format!("cannot start: {e}")))?;
+        runtime.block_on(async {
+            tokio::time::timeout(ANSWER_BOUND, self.exchange(method, path, body))
+                .await
+                .unwrap_or_else(|_| Err(Failure::new("the agent does not answer").code(124)))
+        })
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, Failure> {
+        let unreachable = |e: &dyn std::fmt::Display| {
+            Failure::new(format!("no agent at {}: {e}", self.socket.display()))
+                .code(3)
+                .hint("start it with `warren agent`, or name its socket with --socket")
+        };
+        let stream = UnixStream::connect(&self.socket).await.map_err(|e| match e.kind() {
+            std::io::ErrorKind::PermissionDenied => {
+                Failure::new("the agent's socket is for root alone").code(5)
+            }
+            _ => unreachable(&e),
+        })?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| unreachable(&e))?;
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "warren")
+            .header("content-type", "application/json")
+            .body(Full::new(body))
+            .map_err(|e| Failure::new(e.to_string()).code(2))?;
+        let response = sender.send_request(request).await.map_err(|e| unreachable(&e))?;
+        let status = response.status();
+        let body = response.into_body().collect().await.map_err(|e| unreachable(&e))?.to_bytes();
+        if status.is_success() {
+            return Ok(body);
+        }
+        Err(serde_json::from_slice::<Problem>(&body).map_or_else(
+            |_| Failure::new(format!("the agent answered {status}")).code(code_of(status)),
+            Failure::from,
+        ))
+    }
+}
+
+fn code_of(status: StatusCode) -> u8 {
+    if status.is_client_error() { 2 } else { 1 }
+}
+
+/// A path segment with everything escaped that is not plain.
+pub fn segment(text: &str) -> String {
+    text.bytes()
+        .map(|b| match b {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(b).to_string(),
+            _ => format!("%{b:02X}"),
+        })
+        .collect()
+}

@@ -1,0 +1,159 @@
+//! `warren attach`, `detach` and `env`.
+
+use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use gossip::id::{AppId, NetworkId, ProcessType};
+
+use super::Failure;
+use super::client::{Client, segment};
+use super::output::Output;
+use crate::attach::{Attached, Netns, Request};
+
+#[derive(Debug, Args)]
+pub struct AttachArgs {
+    #[command(flatten)]
+    pub what: What,
+    #[command(flatten)]
+    netns: NetnsArgs,
+    /// Your name for the container [default: from its namespace]
+    #[arg(long)]
+    id: Option<String>,
+}
+
+/// What to attach a container as.
+#[derive(Debug, Args)]
+pub struct What {
+    /// The private network, pn-<uuid>
+    #[arg(long)]
+    pub network: NetworkId,
+    /// The app the container runs, ap-<uuid>
+    #[arg(long)]
+    pub app: AppId,
+    /// Its process type; `web` is what the app's own name resolves to
+    #[arg(long = "type", default_value = "web")]
+    pub process: ProcessType,
+    /// Its number within app and type [default: the lowest free one]
+    #[arg(long)]
+    pub ordinal: Option<u32>,
+    /// Name of the interface in the container [default: the first free wgN]
+    #[arg(long)]
+    pub ifname: Option<String>,
+    /// Its address [default: any free one]
+    #[arg(long)]
+    pub address: Option<Ipv4Addr>,
+    /// Milliseconds to wait for the other hosts of the network
+    #[arg(long, default_value_t = 250, value_name = "MS")]
+    pub wait: u64,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct NetnsArgs {
+    /// The container's network namespace, such as /run/netns/NAME
+    #[arg(long, value_name = "PATH")]
+    netns: Option<PathBuf>,
+    /// A process in the container
+    #[arg(long)]
+    pid: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub struct DetachArgs {
+    /// The private network, pn-<uuid>
+    #[arg(long)]
+    network: NetworkId,
+    /// The member, or the container as named at attach
+    id: String,
+}
+
+#[derive(Debug, Args)]
+pub struct EnvArgs {
+    /// The private network, pn-<uuid>
+    #[arg(long)]
+    network: NetworkId,
+    /// The member, or the container as named at attach
+    id: String,
+}
+
+pub fn attach(client: &Client, args: AttachArgs, out: &Output) -> Result<ExitCode, Failure> {
+    let (netns, default_id) = args.netns.resolve()?;
+    let attached = call(client, args.what, netns, &args.id.unwrap_or(default_id))?;
+    out.one(&attached, attached.member.as_str(), || text(&attached));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Attaches through the API.
+pub fn call(client: &Client, what: What, netns: Netns, id: &str) -> Result<Attached, Failure> {
+    let request = Request {
+        app: what.app,
+        process: what.process,
+        ordinal: what.ordinal,
+        ifname: what.ifname,
+        address: what.address,
+        netns,
+        wait_ms: Some(what.wait),
+    };
+    client.put(&member_path(what.network, id), &request)
+}
+
+/// Where a member stands in the API.
+pub fn member_path(network: NetworkId, id: &str) -> String {
+    format!("/v1/networks/{network}/members/{}", segment(id))
+}
+
+impl NetnsArgs {
+    /// The namespace, and a name for its container that stays the same as long as it does.
+    fn resolve(&self) -> Result<(Netns, String), Failure> {
+        let inode = |path: &PathBuf| std::fs::metadata(path).map(|m| m.ino());
+        match (&self.netns, self.pid) {
+            (Some(path), _) => {
+                let path = std::path::absolute(path).map_err(|e| Failure::new(e.to_string()))?;
+                let inode = inode(&path).map_err(|e| {
+                    Failure::new(format!("no network namespace at {}: {e}", path.display())).code(4)
+                })?;
+                Ok((Netns::Path(path), format!("netns-{inode}")))
+            }
+            (None, Some(id)) => {
+                let inode = inode(&format!("/proc/{id}/ns/net").into())
+                    .map_err(|e| Failure::new(format!("no process {id}: {e}")).code(4))?;
+                Ok((Netns::Pid { id, inode: Some(inode) }, format!("netns-{inode}")))
+            }
+            (None, None) => Err(Failure::new("one of --netns and --pid is needed").code(2)),
+        }
+    }
+}
+
+fn text(attached: &Attached) -> String {
+    let missing: Vec<&str> = attached.missing.iter().map(|h| h.as_str()).collect();
+    let late = match missing.as_slice() {
+        [] => String::new(),
+        hosts => format!("\nnot yet on  {}", hosts.join(", ")),
+    };
+    format!(
+        "member      {}\naddress     {}{}\ninterface   {} (mtu {})\nnameserver  {}\nnames       {}{late}",
+        attached.member,
+        attached.address,
+        attached.address6.map(|a| format!(", {a}")).unwrap_or_default(),
+        attached.ifname,
+        attached.mtu,
+        attached.dns.nameserver,
+        attached.names.join("\n            "),
+    )
+}
+
+pub fn detach(client: &Client, args: DetachArgs, out: &Output) -> Result<ExitCode, Failure> {
+    client.delete(&member_path(args.network, &args.id))?;
+    out.one(&serde_json::json!({ "detached": args.id }), &args.id, || format!("detached {}", args.id));
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn env(client: &Client, args: EnvArgs, out: &Output) -> Result<ExitCode, Failure> {
+    let attached: Attached = client.get(&member_path(args.network, &args.id))?;
+    let lines: Vec<String> = attached.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    out.one(&attached.env, &lines.join("\n"), || lines.join("\n"));
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,126 @@
+//! `warren ps`, `hosts`, `networks`, `domain-names` and `status`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use gossip::id::{AppId, NetworkId};
+use gossip::record::MemberState;
+
+use super::Failure;
+use super::client::Client;
+use super::output::Output;
+use crate::api::{HostRow, MemberRow, NameRow, NetworkRow, Status};
+
+#[derive(Debug, Args)]
+pub struct PsArgs {
+    /// Members of all hosts, not only this one's
+    #[arg(short, long)]
+    all: bool,
+    /// Only members of this network
+    #[arg(long)]
+    network: Option<NetworkId>,
+}
+
+#[derive(Debug, Args)]
+pub struct DomainNamesArgs {
+    /// Only names of this app
+    #[arg(long)]
+    app: Option<AppId>,
+}
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Exit with 7 when something is wrong
+    #[arg(long)]
+    check: bool,
+}
+
+pub fn ps(client: &Client, args: &PsArgs, out: &Output) -> Result<ExitCode, Failure> {
+    let mut members: Vec<MemberRow> = client.get("/v1/members")?;
+    members.retain(|m| args.all || (m.container.is_some() && m.state != MemberState::Released));
+    members.retain(|m| args.network.is_none_or(|network| m.network == network));
+    let head = ["MEMBER", "NETWORK", "NAME", "ADDRESS", "STATE", "HOST", "INTERFACE", "CONTAINER"];
+    out.rows(&members, &head, |m| {
+        let ordinal = m.ordinal.map(|n| format!("{n}.")).unwrap_or_default();
+        let state = match (m.state, m.contested) {
+            (_, true) => "contested",
+            (MemberState::Joining, _) => "joining",
+            (MemberState::Ready, _) => "ready",
+            (MemberState::Released, _) => "released",
+        };
+        vec![
+            m.member.to_string(),
+            m.network.to_string(),
+            format!("{ordinal}{}.{}", m.process, m.app),
+            m.address.to_string(),
+            state.to_owned(),
+            m.host.to_string(),
+            m.ifname.clone().unwrap_or_else(|| "-".into()),
+            m.container.clone().unwrap_or_else(|| "-".into()),
+        ]
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn hosts(client: &Client, out: &Output) -> Result<ExitCode, Failure> {
+    let hosts: Vec<HostRow> = client.get("/v1/hosts")?;
+    out.rows(&hosts, &["HOST", "STANDING", "GOSSIP", "VTEP", "MTU", "MEMBERS"], |h| {
+        vec![
+            h.host.to_string(),
+            h.standing.clone(),
+            h.address.to_string(),
+            h.vtep.to_string(),
+            h.mtu.to_string(),
+            h.members.to_string(),
+        ]
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn networks(client: &Client, out: &Output) -> Result<ExitCode, Failure> {
+    let networks: Vec<NetworkRow> = client.get("/v1/networks")?;
+    out.rows(&networks, &["NETWORK", "VNI", "SUBNET", "MEMBERS", "HERE", "HOSTS"], |n| {
+        vec![
+            n.network.to_string(),
+            n.vni.to_string(),
+            n.subnet.clone(),
+            n.members.to_string(),
+            n.here.to_string(),
+            n.hosts.to_string(),
+        ]
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn domain_names(client: &Client, args: &DomainNamesArgs, out: &Output) -> Result<ExitCode, Failure> {
+    let query = args.app.map(|app| format!("?app={app}")).unwrap_or_default();
+    let names: Vec<NameRow> = client.get(&format!("/v1/names{query}"))?;
+    out.rows(&names, &["NAME", "ADDRESSES"], |n| {
+        let addresses: Vec<String> = n.addresses.iter().map(ToString::to_string).collect();
+        vec![n.name.clone(), addresses.join(" ")]
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn status(client: &Client, args: &StatusArgs, out: &Output) -> Result<ExitCode, Failure> {
+    let status: Status = client.get("/v1/status")?;
+    out.one(&status, if status.ready { "ready" } else { "unready" }, || text(&status));
+    let bad = args.check && !(status.ready && status.problems.is_empty());
+    Ok(if bad { ExitCode::from(7) } else { ExitCode::SUCCESS })
+}
+
+fn text(status: &Status) -> String {
+    let list = |pairs: Vec<String>| if pairs.is_empty() { "none".to_owned() } else { pairs.join(", ") };
+    let hosts = list(status.hosts.iter().map(|(standing, n)| format!("{n} {standing}")).collect());
+    let claims = list(status.claims.iter().map(|(kind, n)| format!("{n} {kind}")).collect());
+    let mut lines = vec![
+        format!("warren {} on {} in {}", status.version, status.host, status.region),
+        format!("state      {}", if status.ready { "ready" } else { "not ready" }),
+        format!("hosts      {hosts}"),
+        format!("networks   {}", status.networks),
+        format!("members    {} on this host", status.members),
+        format!("claims     {claims}"),
+    ];
+    lines.extend(status.problems.iter().map(|problem| format!("problem    {problem}")));
+    lines.join("\n")
+}

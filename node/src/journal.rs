@@ -1,0 +1,152 @@
+//! This host's own members: the intent everything else follows from. Pure; the store keeps it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use gossip::id::{MemberId, NetworkId};
+use gossip::record::{MemberRecord, MemberState, NetworkRecord, Record};
+use tokio::time::Instant;
+
+use crate::project;
+use crate::store::Entry;
+
+/// Own members from the claim of their address until the end of their quarantine.
+#[derive(Debug, Default, Clone)]
+pub struct Journal {
+    entries: BTreeMap<MemberId, Entry>,
+    /// Entries that are safe on disk: the only ones the kernel may see.
+    durable: BTreeSet<MemberId>,
+    /// Released members: when the quarantine of their address ends, and whether the kernel is rid
+    /// of them.
+    released: BTreeMap<MemberId, Released>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Released {
+    until: Instant,
+    torn_down: bool,
+}
+
+impl Journal {
+    /// Takes over what a store held; released entries rest from now on.
+    pub fn restore(entries: Vec<Entry>, quarantine_end: Instant) -> Journal {
+        let mut journal = Journal::default();
+        for entry in entries {
+            if entry.state == MemberState::Released {
+                let released = Released { until: quarantine_end, torn_down: false };
+                journal.released.insert(entry.member.clone(), released);
+            }
+            journal.durable.insert(entry.member.clone());
+            journal.entries.insert(entry.member.clone(), entry);
+        }
+        journal
+    }
+
+    /// Every entry, released ones included.
+    pub fn all(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values()
+    }
+
+    /// Members that hold something.
+    pub fn live(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values().filter(|e| e.state != MemberState::Released)
+    }
+
+    /// Members the kernel may see.
+    pub fn durable(&self) -> impl Iterator<Item = &Entry> {
+        self.live().filter(|e| self.durable.contains(&e.member))
+    }
+
+    /// What is ours in the kernel: everything on disk that is not torn down yet.
+    pub fn in_kernel(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values().filter(|e| {
+            self.durable.contains(&e.member) && !self.released.get(&e.member).is_some_and(|r| r.torn_down)
+        })
+    }
+
+    /// One entry.
+    pub fn get(&self, member: &MemberId) -> Option<&Entry> {
+        self.entries.get(member)
+    }
+
+    /// The live member a caller names by member or container id.
+    pub fn find(&self, network: NetworkId, id: &str) -> Option<&Entry> {
+        self.live().find(|e| e.network == network && (e.member.as_str() == id || e.container == id))
+    }
+
+    /// A new claim.
+    pub fn insert(&mut self, entry: Entry) {
+        self.entries.insert(entry.member.clone(), entry);
+    }
+
+    /// Changes a live entry; none when it is not there or released.
+    pub fn change(&mut self, member: &MemberId, change: impl FnOnce(&mut Entry)) -> Option<&Entry> {
+        let entry = self.entries.get_mut(member).filter(|e| e.state != MemberState::Released)?;
+        change(entry);
+        Some(entry)
+    }
+
+    /// Notes that an entry is on disk.
+    pub fn mark_durable(&mut self, member: &MemberId) {
+        self.durable.insert(member.clone());
+    }
+
+    /// Ends a member; its address rests until then.
+    pub fn release(&mut self, member: &MemberId, until: Instant) {
+        if let Some(entry) = self.entries.get_mut(member) {
+            if entry.state != MemberState::Released {
+                entry.state = MemberState::Released;
+                self.released.insert(member.clone(), Released { until, torn_down: false });
+            }
+        }
+    }
+
+    /// Notes that nothing of a released member is left in the kernel.
+    pub fn mark_torn_down(&mut self, member: &MemberId) {
+        if let Some(released) = self.released.get_mut(member) {
+            released.torn_down = true;
+        }
+    }
+
+    /// Released members not yet known to be out of the kernel.
+    pub fn to_tear_down(&self) -> Vec<MemberId> {
+        self.released.iter().filter(|(_, r)| !r.torn_down).map(|(m, _)| m.clone()).collect()
+    }
+
+    /// Takes out the entries whose quarantine is over and of which nothing is left.
+    pub fn expire(&mut self, now: Instant) -> Vec<Entry> {
+        let over: Vec<MemberId> = self
+            .released
+            .iter()
+            .filter(|(_, r)| r.torn_down && r.until <= now)
+            .map(|(member, _)| member.clone())
+            .collect();
+        over.iter()
+            .filter_map(|member| {
+                self.released.remove(member);
+                self.durable.remove(member);
+                self.entries.remove(member)
+            })
+            .collect()
+    }
+
+    /// The networks this host has a word on.
+    pub fn networks(&self) -> BTreeSet<NetworkId> {
+        self.entries.values().map(|e| e.network).collect()
+    }
+
+    /// Own member records, as claims and gossip take them.
+    pub fn records(&self) -> Vec<(NetworkId, MemberId, MemberRecord)> {
+        self.entries.values().map(|e| (e.network, e.member.clone(), project::record(e))).collect()
+    }
+
+    /// What a new generation of this host starts with: networks before their members.
+    pub fn initial(&self) -> Vec<Record> {
+        let mut networks: BTreeMap<NetworkId, NetworkRecord> = BTreeMap::new();
+        for entry in self.entries.values() {
+            networks.entry(entry.network).or_insert_with(|| entry.claim.clone());
+        }
+        let members =
+            self.records().into_iter().map(|(pn, member, record)| Record::Member(pn, member, record));
+        networks.into_iter().map(|(pn, record)| Record::Network(pn, record)).chain(members).collect()
+    }
+}

@@ -1,0 +1,404 @@
+//! What must survive a restart: own members with their keys (the journal), the generation, the
+//! last view. Written, fsynced, renamed.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::future::Future;
+use std::io::{self, Write as _};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use gossip::KnownHost;
+use gossip::id::{AppId, MemberId, NetworkId, ProcessType};
+use gossip::record::{MemberState, NetworkRecord};
+use netplumb::state::{NetnsRef, PrivateKey};
+use serde::{Deserialize, Serialize};
+
+/// One journal entry: a member of this host from the claim of its address until the end of its
+/// quarantine. It names everything of ours in the kernel.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The member.
+    pub member: MemberId,
+    /// The name its caller knows it by.
+    pub container: String,
+    /// Its network.
+    pub network: NetworkId,
+    /// The network's VNI and subnet as last published.
+    pub claim: NetworkRecord,
+    /// Its app.
+    pub app: AppId,
+    /// Its process type.
+    pub process: ProcessType,
+    /// Its number.
+    pub ordinal: Option<u32>,
+    /// Whether the caller chose the number.
+    pub ordinal_chosen: bool,
+    /// The container's namespace.
+    pub netns: NetnsRef,
+    /// Inode of the namespace: cannot be used again while our DNS sockets stand in it.
+    pub inode: u64,
+    /// The boot the namespace belongs to.
+    pub boot: String,
+    /// Interface in the container.
+    pub ifname: String,
+    /// Claimed address.
+    pub address: Ipv4Addr,
+    /// Address in the ULA, where it is programmed.
+    pub address6: Option<Ipv6Addr>,
+    /// WireGuard private key in base64; the file is readable by root alone.
+    #[serde(with = "private_key")]
+    pub private_key: PrivateKey,
+    /// Where in its life it is.
+    pub state: MemberState,
+    /// The counter of the claim.
+    pub counter: u64,
+}
+
+/// What a store held at start.
+#[derive(Debug, Default)]
+pub struct Stored {
+    /// The last generation published; 0 for none.
+    pub generation: u64,
+    /// Wall-clock seconds of the last starts, oldest first.
+    pub starts: Vec<u64>,
+    /// The journal.
+    pub entries: Vec<Entry>,
+    /// The other hosts as last seen.
+    pub known: Vec<KnownHost>,
+    /// Files that could not be read, moved aside.
+    pub damaged: Vec<PathBuf>,
+}
+
+/// The seam to stable storage.
+pub trait Store: Send + Sync + 'static {
+    /// Everything that was stored. Damaged files are moved aside and named.
+    fn load(&self) -> io::Result<Stored>;
+    /// Writes a journal entry; when this returns it survives a power cut.
+    fn put(&self, entry: &Entry) -> impl Future<Output = io::Result<()>> + Send;
+    /// Ends a journal entry.
+    fn remove(&self, member: &MemberId) -> impl Future<Output = io::Result<()>> + Send;
+    /// Persists a generation before it is published.
+    fn set_generation(&self, generation: u64) -> io::Result<()>;
+    /// Notes a start, keeping the last few.
+    fn set_starts(&self, starts: &[u64]) -> io::Result<()>;
+    /// Keeps the other hosts as last seen; a lost write costs a slower start, nothing else.
+    fn set_known(&self, known: &[KnownHost]) -> impl Future<Output = io::Result<()>> + Send;
+}
+
+/// A directory: `members/<member>.json`, `generation`, `starts`, `view.json`.
+#[derive(Debug, Clone)]
+pub struct DirStore {
+    dir: Arc<PathBuf>,
+    // Held for the life of the store: two agents on one state directory would overwrite each other.
+    _lock: Arc<File>,
+}
+
+impl DirStore {
+    /// Opens the directory, making it (0700) when missing.
+    ///
+    /// # Errors
+    /// The directory cannot be made or written, or another agent uses it.
+    pub fn open(dir: &Path) -> io::Result<DirStore> {
+        fs::DirBuilder::new_private().create(dir.join("members"))?;
+        let lock =
+            File::options().create(true).truncate(false).write(true).mode(0o600).open(dir.join("lock"))?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+            io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!("{} is in use by another agent; give this one its own state_dir", dir.display()),
+            )
+        })?;
+        Ok(DirStore { dir: Arc::new(dir.to_owned()), _lock: Arc::new(lock) })
+    }
+
+    fn member_path(&self, member: &MemberId) -> PathBuf {
+        self.dir.join("members").join(format!("{member}.json"))
+    }
+
+    fn read_number(&self, name: &str, damaged: &mut Vec<PathBuf>) -> io::Result<Vec<u64>> {
+        let path = self.dir.join(name);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(e),
+        };
+        match text.split_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>() {
+            Ok(numbers) => Ok(numbers),
+            Err(_) => set_aside(&path, damaged).map(|()| Vec::new()),
+        }
+    }
+}
+
+trait NewPrivate {
+    fn new_private() -> fs::DirBuilder;
+}
+
+impl NewPrivate for fs::DirBuilder {
+    fn new_private() -> fs::DirBuilder {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder
+    }
+}
+
+fn set_aside(path: &Path, damaged: &mut Vec<PathBuf>) -> io::Result<()> {
+    let aside = path.with_extension("damaged");
+    fs::rename(path, &aside)?;
+    damaged.push(aside);
+    Ok(())
+}
+
+/// Write beside, fsync, rename, fsync the directory: the file is the old or the new, never half.
+fn replace(path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
+    let beside = path.with_extension("new");
+    let written = (|| {
+        let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
+        file.write_all(bytes)?;
+        if durable {
+            file.sync_data()?;
+        }
+        fs::rename(&beside, path)?;
+        match path.parent() {
+            Some(parent) if durable => File::open(parent)?.sync_all(),
+            _ => Ok(()),
+        }
+    })();
+    written.map_err(|e| io::Error::new(e.kind(), format!("cannot write {}: {e}", path.display())))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+impl Store for DirStore {
+    fn load(&self) -> io::Result<Stored> {
+        let mut damaged = Vec::new();
+        let mut entries = Vec::new();
+        let mut files: Vec<PathBuf> =
+            fs::read_dir(self.dir.join("members"))?.map(|f| Ok(f?.path())).collect::<io::Result<_>>()?;
+        files.sort();
+        for path in files.iter().filter(|p| p.extension().is_some_and(|e| e == "json")) {
+            match serde_json::from_slice(&fs::read(path)?) {
+                Ok(entry) => entries.push(entry),
+                Err(_) => set_aside(path, &mut damaged)?,
+            }
+        }
+        let generation = self.read_number("generation", &mut damaged)?.first().copied().unwrap_or(0);
+        let starts = self.read_number("starts", &mut damaged)?;
+        let view = self.dir.join("view.json");
+        let known = match fs::read(&view) {
+            Ok(bytes) => match serde_json::from_slice(&bytes) {
+                Ok(known) => known,
+                Err(_) => set_aside(&view, &mut damaged).map(|()| Vec::new())?,
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(e),
+        };
+        Ok(Stored { generation, starts, entries, known, damaged })
+    }
+
+    async fn put(&self, entry: &Entry) -> io::Result<()> {
+        let (path, bytes) = (self.member_path(&entry.member), serde_json::to_vec(entry)?);
+        blocking(move || replace(&path, &bytes, true)).await
+    }
+
+    async fn remove(&self, member: &MemberId) -> io::Result<()> {
+        let path = self.member_path(member);
+        blocking(move || match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        })
+        .await
+    }
+
+    fn set_generation(&self, generation: u64) -> io::Result<()> {
+        replace(&self.dir.join("generation"), generation.to_string().as_bytes(), true)
+    }
+
+    fn set_starts(&self, starts: &[u64]) -> io::Result<()> {
+        let text: Vec<String> = starts.iter().map(u64::to_string).collect();
+        replace(&self.dir.join("starts"), text.join(" ").as_bytes(), false)
+    }
+
+    async fn set_known(&self, known: &[KnownHost]) -> io::Result<()> {
+        let (path, bytes) = (self.dir.join("view.json"), serde_json::to_vec(known)?);
+        blocking(move || replace(&path, &bytes, false)).await
+    }
+}
+
+/// A store in memory, for tests and the simulation; clones share what they hold, so that a
+/// restarted node finds it.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryStore {
+    held: Arc<Mutex<Held>>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    generation: u64,
+    starts: Vec<u64>,
+    entries: BTreeMap<MemberId, Entry>,
+    known: Vec<KnownHost>,
+}
+
+impl MemoryStore {
+    fn with<T>(&self, work: impl FnOnce(&mut Held) -> T) -> T {
+        work(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Store for MemoryStore {
+    fn load(&self) -> io::Result<Stored> {
+        Ok(self.with(|held| Stored {
+            generation: held.generation,
+            starts: held.starts.clone(),
+            entries: held.entries.values().cloned().collect(),
+            known: held.known.clone(),
+            damaged: Vec::new(),
+        }))
+    }
+
+    async fn put(&self, entry: &Entry) -> io::Result<()> {
+        self.with(|held| held.entries.insert(entry.member.clone(), entry.clone()));
+        Ok(())
+    }
+
+    async fn remove(&self, member: &MemberId) -> io::Result<()> {
+        self.with(|held| held.entries.remove(member));
+        Ok(())
+    }
+
+    fn set_generation(&self, generation: u64) -> io::Result<()> {
+        self.with(|held| held.generation = generation);
+        Ok(())
+    }
+
+    fn set_starts(&self, starts: &[u64]) -> io::Result<()> {
+        self.with(|held| held.starts = starts.to_vec());
+        Ok(())
+    }
+
+    async fn set_known(&self, known: &[KnownHost]) -> io::Result<()> {
+        self.with(|held| held.known = known.to_vec());
+        Ok(())
+    }
+}
+
+mod private_key {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use netplumb::state::PrivateKey;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub fn serialize<S: Serializer>(key: &PrivateKey, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&STANDARD.encode(key.0))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PrivateKey, D::Error> {
+        let text = String::deserialize(from)?;
+        let bytes = STANDARD.decode(text).ok().and_then(|bytes| bytes.try_into().ok());
+        bytes.map(PrivateKey).ok_or_else(|| D::Error::custom("private key is not 32 bytes of base64"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(id: &str) -> Entry {
+        Entry {
+            member: id.parse().unwrap(),
+            container: "c1".into(),
+            network: "pn-ad0fd6a1-d05e-40ea-bf63-c4f8a75a9d8c".parse().unwrap(),
+            claim: NetworkRecord {
+                counter: 1,
+                vni: 42,
+                subnet: "10.240.0.0/22".parse().unwrap(),
+                unknown: BTreeMap::new(),
+            },
+            app: "ap-a71da13f-7c70-4c00-a644-eee8558d8053".parse().unwrap(),
+            process: "web".parse().unwrap(),
+            ordinal: Some(1),
+            ordinal_chosen: false,
+            netns: NetnsRef { path: "/run/netns/c1".into(), cookie: 7 },
+            inode: 9,
+            boot: "b".into(),
+            ifname: "wg0".into(),
+            address: Ipv4Addr::new(10, 240, 0, 1),
+            address6: None,
+            private_key: PrivateKey([7; 32]),
+            state: MemberState::Ready,
+            counter: 3,
+        }
+    }
+
+    /// The contract every store keeps.
+    async fn contract<S: Store>(open: impl Fn() -> S) {
+        let (a, b) = (entry("00000000000000aa"), entry("00000000000000bb"));
+        let store = open();
+        assert_eq!(store.load().unwrap().generation, 0);
+        store.put(&b).await.unwrap();
+        store.put(&a).await.unwrap();
+        let mut changed = a.clone();
+        changed.state = MemberState::Released;
+        store.put(&changed).await.unwrap();
+        store.remove(&b.member).await.unwrap();
+        store.remove(&b.member).await.unwrap();
+        store.set_generation(41).unwrap();
+        store.set_generation(42).unwrap();
+        store.set_starts(&[1, 2, 3]).unwrap();
+        drop(store);
+        let stored = open().load().unwrap();
+        assert_eq!(stored.entries, [changed]);
+        assert_eq!(stored.generation, 42);
+        assert_eq!(stored.starts, [1, 2, 3]);
+        assert!(stored.damaged.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_directory_keeps_the_contract() {
+        let dir = tempfile::tempdir().unwrap();
+        contract(|| DirStore::open(&dir.path().join("state")).unwrap()).await;
+    }
+
+    #[tokio::test]
+    async fn memory_keeps_the_contract() {
+        let store = MemoryStore::default();
+        contract(|| store.clone()).await;
+    }
+
+    #[tokio::test]
+    async fn damage_is_set_aside_and_the_rest_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = DirStore::open(dir.path()).unwrap();
+        store.put(&entry("00000000000000aa")).await.unwrap();
+        fs::write(dir.path().join("members/00000000000000bb.json"), "{\"member\":").unwrap();
+        fs::write(dir.path().join("generation"), "x").unwrap();
+        fs::write(dir.path().join("view.json"), "[").unwrap();
+        let stored = store.load().unwrap();
+        assert_eq!(stored.entries.len(), 1);
+        assert_eq!(stored.damaged.len(), 3);
+        assert!(dir.path().join("members/00000000000000bb.damaged").exists(), "nothing is deleted");
+    }
+
+    #[test]
+    fn one_agent_per_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = DirStore::open(dir.path()).unwrap();
+        assert!(DirStore::open(dir.path()).unwrap_err().to_string().contains("another agent"));
+    }
+
+    #[test]
+    fn keys_are_for_root_alone() {
+        use std::os::unix::fs::MetadataExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.json");
+        replace(&path, b"{}", true).unwrap();
+        assert_eq!(fs::metadata(path).unwrap().mode() & 0o777, 0o600);
+        assert!(!format!("{:?}", entry("00000000000000aa")).contains("7, 7"));
+    }
+}
