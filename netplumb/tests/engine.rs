@@ -1,6 +1,8 @@
 //! The engine between real TUN devices and real sockets. Needs root; the interoperation test also
 //! `wireguard-go` and `wg` (apt-get install wireguard-go wireguard-tools).
 
+#![allow(clippy::unwrap_used, reason = "outside #[test] functions, too, a test panics")]
+
 mod scratch;
 #[path = "scratch/veth.rs"]
 mod veth;

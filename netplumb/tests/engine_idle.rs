@@ -1,5 +1,7 @@
 //! What an idle engine costs. One test in a process of its own, because it measures the process.
 
+#![allow(clippy::unwrap_used, reason = "outside #[test] functions, too, a test panics")]
+
 mod scratch;
 #[path = "scratch/wait.rs"]
 mod wait;

@@ -1,6 +1,8 @@
 //! The container's nft table in the kernel, and what it does to packets. Needs root and `nft`
 //! (apt-get install nftables).
 
+#![allow(clippy::unwrap_used, reason = "outside #[test] functions, too, a test panics")]
+
 mod scratch;
 #[path = "scratch/veth.rs"]
 mod veth;

@@ -130,8 +130,11 @@ impl Ports {
     fn watch(&self, number: u64, port: &Port) -> Result<(), Errno> {
         let (tun, udp) = (epoll::EventData::new_u64(number << 1), epoll::EventData::new_u64(number << 1 | 1));
         epoll::add(&self.epoll, &port.tun, tun, epoll::EventFlags::IN)?;
-        epoll::add(&self.epoll, &port.udp, udp, epoll::EventFlags::IN)
-            .inspect_err(|_| drop(epoll::delete(&self.epoll, &port.tun)))
+        let watched = epoll::add(&self.epoll, &port.udp, udp, epoll::EventFlags::IN);
+        if watched.is_err() {
+            let _ = epoll::delete(&self.epoll, &port.tun);
+        }
+        watched
     }
 
     /// Gives the port away, so that another thread closes it.
@@ -239,7 +242,7 @@ impl Port {
             match device::read_packet(&self.tun, &mut inbound[..BUFFER - 64]) {
                 Read::Got(length) => {
                     self.with(now, buffer, |tunnels, turn| {
-                        tunnels.from_host(&mut inbound[..BUFFER - 32], length, turn);
+                        tunnels.outbound(&mut inbound[..BUFFER - 32], length, turn);
                     });
                 }
                 Read::Passing => (),
@@ -260,7 +263,7 @@ impl Port {
             match device::receive(&self.udp, inbound) {
                 Read::Got((length, Some(from))) => {
                     self.with(now, buffer, |tunnels, turn| {
-                        tunnels.from_network(from, &inbound[..length], turn);
+                        tunnels.inbound(from, &inbound[..length], turn);
                     });
                 }
                 Read::Got((_, None)) | Read::Passing => (),

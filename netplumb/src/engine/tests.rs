@@ -66,11 +66,11 @@ impl Host {
     fn sends(&mut self, packet: &[u8]) {
         let mut room = packet.to_vec();
         room.resize(packet.len() + 64, 0xff);
-        self.act(|tunnels, turn| tunnels.from_host(&mut room, packet.len(), turn));
+        self.act(|tunnels, turn| tunnels.outbound(&mut room, packet.len(), turn));
     }
 
     fn receives(&mut self, from: SocketAddrV4, message: &[u8]) {
-        self.act(|tunnels, turn| tunnels.from_network(from, message, turn));
+        self.act(|tunnels, turn| tunnels.inbound(from, message, turn));
     }
 
     fn later(&mut self, ms: u64) {

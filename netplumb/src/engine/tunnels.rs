@@ -168,7 +168,7 @@ impl Tunnels {
     }
 
     /// Takes a packet of this host: the first `length` bytes of `packet`, which has room for padding.
-    pub(super) fn from_host(&mut self, packet: &mut [u8], length: usize, turn: &mut Turn<'_>) {
+    pub(super) fn outbound(&mut self, packet: &mut [u8], length: usize, turn: &mut Turn<'_>) {
         let Some((_, to)) = packet::addresses(&packet[..length]) else {
             self.counters.malformed += 1;
             return;
@@ -186,7 +186,7 @@ impl Tunnels {
     }
 
     /// Takes a message of the network.
-    pub(super) fn from_network(&mut self, from: SocketAddrV4, message: &[u8], turn: &mut Turn<'_>) {
+    pub(super) fn inbound(&mut self, from: SocketAddrV4, message: &[u8], turn: &mut Turn<'_>) {
         match Tunn::parse_incoming_packet(message) {
             Err(_) => self.counters.malformed += 1,
             Ok(Packet::HandshakeInit(initiation)) => {

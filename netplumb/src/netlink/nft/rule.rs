@@ -286,11 +286,11 @@ fn data(rule: &Rule) -> impl Iterator<Item = &Expressions> {
 
 /// The value of the rule's `nth` comparison.
 fn compared(rule: &Rule, nth: usize) -> Option<&[u8]> {
-    let comparisons = data(rule).filter_map(|expression| match expression {
+    let mut comparisons = data(rule).filter_map(|expression| match expression {
         Expressions::Cmp(cmp) => Some(cmp),
         _ => None,
     });
-    comparisons.skip(nth).next()?.iter().find_map(|attribute| match attribute {
+    comparisons.nth(nth)?.iter().find_map(|attribute| match attribute {
         Cmp::Data(data) => value(data),
         _ => None,
     })
@@ -396,7 +396,8 @@ mod tests {
 
     #[test]
     fn an_edited_chain_is_not_whole() {
-        let cases: [(&str, fn(&mut Vec<Rule>, &mut Vec<Rule>)); 9] = [
+        type Edit = fn(&mut Vec<Rule>, &mut Vec<Rule>);
+        let cases: [(&str, Edit); 9] = [
             ("flushed", |guard, _| guard.clear()),
             ("one rule less", |guard, _| drop(guard.remove(1))),
             ("one rule more", |guard, _| guard.push(guard[0].clone())),
