@@ -11,6 +11,7 @@
 
 mod answer;
 mod counters;
+mod desk;
 #[cfg(test)]
 mod fixture;
 mod forward;

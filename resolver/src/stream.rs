@@ -1,7 +1,8 @@
 //! DNS over TCP (RFC 7766): length-framed messages, pipelined, answered as they become ready.
 
 use crate::answer::Transport;
-use crate::listener::{BACKOFF, Desk, Held, Next, Relayed};
+use crate::desk::{Desk, Next, Relayed};
+use crate::listener::{BACKOFF, Held};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

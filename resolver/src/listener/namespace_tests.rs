@@ -7,6 +7,7 @@ use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsFd;
 use std::process::{Command, Output};
+use tokio::time::Instant;
 
 const LISTEN: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 240, 0, 53), 61053);
 

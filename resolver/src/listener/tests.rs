@@ -1,13 +1,14 @@
 //! Real sockets on this machine's loopback.
 
 use super::*;
+use crate::desk::IN_FLIGHT_MAX;
 use crate::fixture::{APP, Ask, NETWORK, Z, members, read_whole, scope_of};
 use crate::records::rtype;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
