@@ -219,6 +219,6 @@ mod tests {
             |name: &str, node_id: &str| assert_eq!(name.parse::<HostId>().unwrap().node_id(), node_id);
         check("host-a", "host-a");
         check("exactly-16-bytes", "exactly-16-bytes");
-        check("host-00001.eu-west-1.example.internal", "GOLDEN");
+        check("host-00001.eu-west-1.example.internal", "c9e1978f3fb2");
     }
 }

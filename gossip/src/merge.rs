@@ -273,3 +273,6 @@ fn is_cut_off(own: &HostId, hosts: &BTreeMap<HostId, Host>) -> bool {
     let expected = others.clone().filter(|host| host.records.host.away.is_none()).count();
     expected >= 2 && !others.any(|host| matches!(host.standing, Standing::Answering | Standing::Late))
 }
+
+#[cfg(test)]
+mod tests;

@@ -389,3 +389,6 @@ async fn start(
     let transport = WireTransport { wire: wire.clone(), gate: gate.clone() };
     chitchat::spawn_chitchat(config, own.initial(), &transport).await
 }
+
+#[cfg(test)]
+mod tests;

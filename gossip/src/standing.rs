@@ -196,3 +196,117 @@ impl Life {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_millis(500);
+
+    /// What is seen of a host from a moment on, until the next line of a story.
+    #[derive(Clone, Copy)]
+    enum Seen {
+        /// Generation that lives, with heartbeats.
+        Live(u64),
+        /// Known, and not live; chitchat lists newborns so too.
+        Silent(u64),
+        /// Its old generation does not live, a new one was heard of.
+        Restarted(u64),
+        /// Live, but its heartbeat stands still.
+        Mute(u64),
+        /// Its record says away for so many seconds.
+        Goodbye(u64, u32),
+    }
+
+    fn sign(seen: Seen, tick: u64) -> Sign {
+        let timeout = Some(Duration::from_secs(4));
+        match seen {
+            Seen::Live(generation) => {
+                Sign { live: Some(generation), generation, heartbeat: tick, timeout, away: None }
+            }
+            Seen::Mute(generation) => {
+                Sign { live: Some(generation), generation, heartbeat: 0, timeout, away: None }
+            }
+            Seen::Silent(generation) | Seen::Restarted(generation) => Sign { generation, ..Sign::default() },
+            Seen::Goodbye(generation, seconds) => {
+                Sign { live: Some(generation), generation, heartbeat: tick, timeout, away: Some(seconds) }
+            }
+        }
+    }
+
+    /// Plays a story of (from second, what is seen) up to each second of `expected`.
+    fn check(story: &[(f64, Seen)], expected: &[(f64, Standing)]) {
+        let (start, timings) = (Instant::now(), Timings::of(INTERVAL));
+        let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
+        let mut life = Life::begin(1, start);
+        let (mut tick, mut expected) = (0_u64, expected.iter().peekable());
+        while let Some((second, standing)) = expected.peek() {
+            let now = start + Duration::from_millis(100) * tick as u32;
+            let seen = story.iter().rev().find(|(from, _)| at(*from) <= now).unwrap().1;
+            life.observe(&sign(seen, tick), now, &timings);
+            if now >= at(*second) {
+                assert_eq!(life.standing(), *standing, "after {second} s");
+                expected.next();
+            }
+            tick += 1;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn standings() {
+        use Seen::*;
+        use Standing::*;
+        // 18: newborns are in answers for one detection bound (6 s), then must be live.
+        check(&[(0.0, Silent(1))], &[(0.0, Answering), (5.9, Answering), (6.0, Dead)]);
+        check(&[(0.0, Silent(1)), (2.0, Live(1))], &[(1.9, Answering), (20.0, Answering)]);
+        // 18: a restart, down 3 s: the old generation is found dead before the new one is live.
+        check(
+            &[(0.0, Live(1)), (10.0, Restarted(2)), (12.5, Live(2))],
+            &[(9.9, Answering), (10.0, Answering), (12.4, Answering), (30.0, Answering)],
+        );
+        // A crash: dead when chitchat says so.
+        check(&[(0.0, Live(1)), (10.0, Silent(1))], &[(9.9, Answering), (10.0, Dead)]);
+        // 33: a heartbeat older than half of the timeout (4 s) is late.
+        check(
+            &[(0.0, Live(1)), (10.0, Mute(1)), (15.0, Live(1))],
+            &[(11.5, Answering), (12.2, Late), (15.1, Answering)],
+        );
+        // 35: a host restored from disk that never speaks is dead, then gone, and nothing else.
+        check(&[(0.0, Silent(1))], &[(6.0, Dead), (905.9, Dead), (906.0, Gone), (5000.0, Gone)]);
+        // 36: back in answers after five intervals (2.5 s) of being live again.
+        check(
+            &[(0.0, Live(1)), (10.0, Silent(1)), (20.0, Live(1)), (22.0, Silent(1)), (23.0, Live(1))],
+            &[(20.0, Dead), (21.9, Dead), (23.0, Dead), (25.4, Dead), (25.5, Answering)],
+        );
+        // 36: a new generation of a dead host is no shortcut.
+        check(
+            &[(0.0, Live(1)), (10.0, Silent(1)), (20.0, Restarted(2)), (21.0, Live(2))],
+            &[(20.0, Dead), (23.4, Dead), (23.5, Answering)],
+        );
+        // 31: a graceful stop keeps it in answers for 120 s, whatever is still heard of it.
+        check(
+            &[(0.0, Live(1)), (10.0, Goodbye(1, 120))],
+            &[(10.0, Away), (129.9, Away), (130.0, Dead), (1030.0, Gone)],
+        );
+        // No record grants more than the bound, and 0 ends at once.
+        check(&[(0.0, Live(1)), (10.0, Seen::Goodbye(1, u32::MAX))], &[(129.9, Away), (130.0, Dead)]);
+        check(&[(0.0, Live(1)), (10.0, Seen::Goodbye(1, 0))], &[(9.9, Answering), (10.0, Dead)]);
+        // 31: back from an upgrade in a new generation, within its time.
+        check(
+            &[(0.0, Live(1)), (10.0, Seen::Goodbye(1, 120)), (60.0, Restarted(2)), (62.0, Live(2))],
+            &[(59.9, Away), (60.0, Answering), (61.9, Answering), (80.0, Answering)],
+        );
+    }
+
+    #[test]
+    fn only_the_newest_live_generation_is_heard() {
+        let mut sign = Sign::default();
+        let timeout = Some(Duration::from_secs(1));
+        for (generation, heartbeat, timeout) in
+            [(7, 70, timeout), (9, 90, None), (8, 80, timeout), (5, 50, timeout)]
+        {
+            sign.add(generation, heartbeat, timeout);
+        }
+        assert_eq!((sign.generation, sign.live, sign.heartbeat), (9, Some(8), 80));
+    }
+}

@@ -119,7 +119,7 @@ mod tests {
     fn the_digest_wall_is_seen_before_it_is_hit() {
         let ids = |count: u64, node_id: &str, address: &str| -> Vec<ChitchatId> {
             let address: SocketAddr = address.parse().unwrap();
-            (0..count).map(|generation| ChitchatId::new(node_id.into(), generation, address)).collect()
+            (0..count).map(|generation| ChitchatId::new(node_id, generation, address)).collect()
         };
         // Where chitchat's V1 was measured to panic, the estimate must be above the bound.
         for (count, node_id, address) in [

@@ -293,8 +293,12 @@ impl Host {
                 route.set_link(outer.index, vec![LinkAttribute::Mtu(mtu)], false)
             })?;
             return self.within(binding, "set eth0's MAC and MTU", |route| {
-                let mac = LinkAttribute::Address(mac.0.to_vec());
-                route.set_link(inner.index, vec![LinkAttribute::Mtu(mtu), mac], false)
+                let mut attributes = vec![LinkAttribute::Mtu(mtu)];
+                // Even the same MAC set again would flush the neighbours.
+                if inner.mac != Some(mac) {
+                    attributes.push(LinkAttribute::Address(mac.0.to_vec()));
+                }
+                route.set_link(inner.index, attributes, false)
             });
         }
         // One end without the other is of a namespace that is on its way out.

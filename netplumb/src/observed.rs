@@ -345,6 +345,9 @@ impl Binding {
     fn apply_veth(&mut self, mac: Mac, mtu: u32) {
         let fresh = Ethernet { mac, mtu, up: false, addresses: BTreeSet::new() };
         let ethernet = self.ethernet.get_or_insert(fresh);
+        if ethernet.mac != mac {
+            self.neighbours.clear();
+        }
         (ethernet.mac, ethernet.mtu) = (mac, mtu);
     }
 

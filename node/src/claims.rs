@@ -335,6 +335,7 @@ mod tests {
         for (name, records) in all {
             let host = Host {
                 generation: 1,
+                version: 1,
                 address: "192.0.2.1:1".parse().unwrap(),
                 standing: Standing::Answering,
                 records: Arc::new(records),

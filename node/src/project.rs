@@ -236,7 +236,7 @@ pub fn names(
 mod tests {
     use std::sync::Arc;
 
-    use gossip::record::{HostRecord, NetworkRecord, PublicKey};
+    use gossip::record::{HostRecord, NetworkRecord};
     use gossip::view::{Host, HostRecords};
     use netplumb::state::{NetnsRef, PrivateKey};
 
@@ -292,6 +292,7 @@ mod tests {
             };
             let host = Host {
                 generation: 1,
+                version: 1,
                 address: "192.0.2.1:1".parse().unwrap(),
                 standing: *standing,
                 records: Arc::new(records),
