@@ -1,0 +1,165 @@
+use std::sync::Mutex;
+
+use super::*;
+use crate::fixtures::{host, member};
+use crate::memory::MemoryNetwork;
+use crate::record::Key;
+use crate::standing::Timings;
+
+const INTERVAL: Duration = Duration::from_millis(500);
+
+fn address(number: u8) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, number], 7946))
+}
+
+/// A seat at `address`, and the generations it has persisted.
+async fn seat(network: &MemoryNetwork, name: &str, number: u8, seeds: &[u8]) -> (Seat, Arc<Mutex<Vec<u64>>>) {
+    let (id, address) = (name.parse().unwrap(), address(number));
+    let region = "r".parse().unwrap();
+    let wire = Arc::new(network.wire(&region, &id, address));
+    let config = Config {
+        region,
+        host: id.clone(),
+        listen: address,
+        advertise: address,
+        seeds: Vec::new(),
+        interval: INTERVAL,
+        known: Vec::new(),
+        generation_floor: 0,
+        timings: Timings::of(INTERVAL),
+        now_ns: Arc::new(|| 1000),
+    };
+    let seeds = Seeds {
+        addresses: seeds.iter().map(|seed| super::tests::address(*seed)).collect(),
+        unresolved: false,
+    };
+    let (_, seeds) = watch::channel(seeds);
+    let persisted = Arc::new(Mutex::new(Vec::new()));
+    let own = OwnRecords::new(&id, vec![host(name), member(number.into())]).unwrap();
+    let persist = {
+        let persisted = persisted.clone();
+        Box::new(move |generation| {
+            persisted.lock().unwrap().push(generation);
+            Ok(())
+        })
+    };
+    (Seat::take(config, wire, own, persist, seeds, None).await.unwrap(), persisted)
+}
+
+async fn until(what: &str, mut views: watch::Receiver<Arc<View>>, condition: impl FnMut(&Arc<View>) -> bool) {
+    let waited = time::timeout(Duration::from_secs(60), views.wait_for(condition)).await;
+    assert!(waited.is_ok(), "not within 60 s: {what}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whose_state_is_overwritten_starts_a_new_generation() {
+    let network = MemoryNetwork::new();
+    let (a, persisted) = seat(&network, "a", 1, &[]).await;
+    let (b, _) = seat(&network, "b", 2, &[1]).await;
+    let chitchat = a.chitchat.chitchat();
+    let (generation, watched, own) = (a.generation(), b.views(), a.views());
+    let (_a_commands, commands) = mpsc::channel(1);
+    let a = tokio::spawn(a.run(commands));
+    let (_b_commands, commands) = mpsc::channel(1);
+    let _b = tokio::spawn(b.run(commands));
+    let id: HostId = "a".parse().unwrap();
+    until("b sees a", watched.clone(), |view| view.hosts.contains_key(&id)).await;
+
+    chitchat.lock().await.self_node_state().set("host", "forged");
+    until("b sees the new generation", watched.clone(), |view| view.hosts[&id].generation == 1001).await;
+    until("a sees its own", own, |view| view.hosts[&id].generation == 1001).await;
+    assert_eq!(watched.borrow().hosts[&id].records.members.len(), 1);
+    assert_eq!((generation.load(Ordering::Relaxed), &*persisted.lock().unwrap()), (1001, &vec![1000, 1001]));
+    a.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn whose_gossip_task_ends_starts_a_new_generation() {
+    let network = MemoryNetwork::new();
+    let (mut seat, persisted) = seat(&network, "a", 1, &[]).await;
+    seat.chitchat.abort();
+    let own = seat.views();
+    seat.ended = false;
+    let (commands, received) = mpsc::channel(1);
+    let task = tokio::spawn(seat.run(received));
+    let id: HostId = "a".parse().unwrap();
+    until("a new generation", own, |view| view.hosts[&id].generation == 1001).await;
+    let (done, published) = oneshot::channel();
+    let change = Change::Delete(member(1).key());
+    commands.send(Command::Publish { changes: vec![change], done }).await.ok().unwrap();
+    assert_eq!(published.await.unwrap(), Ok(()));
+    assert_eq!(*persisted.lock().unwrap(), [1000, 1001]);
+    task.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publication_while_the_state_is_foreign_is_in_the_next_generation() {
+    let network = MemoryNetwork::new();
+    let (mut seat, _) = seat(&network, "a", 1, &[]).await;
+    seat.chitchat.with_chitchat(|chitchat| chitchat.self_node_state().set("mem/forged", "x")).await;
+    seat.publish(vec![Change::Put(member(7))]).await.unwrap();
+    let key = member(7).key().to_string();
+    let holds = async |seat: &Seat| {
+        seat.chitchat.with_chitchat(|chitchat| chitchat.self_node_state().get(&key).is_some()).await
+    };
+    assert!(!holds(&seat).await, "nothing is set into a foreign state");
+    assert!(!seat.look().await);
+    assert!(seat.restart().await);
+    assert!(holds(&seat).await && seat.look().await);
+    let members = seat.views().borrow().members().count();
+    assert_eq!(members, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outgrown_digest_closes_the_gate() {
+    let network = MemoryNetwork::new();
+    let (mut seat, _) = seat(&network, "a", 1, &[]).await;
+    seat.look().await;
+    assert!(seat.gate.is_open());
+    let zombies = |chitchat: &mut Chitchat| {
+        for generation in 0..3000 {
+            let id = ChitchatId::new("0123456789ab", generation, address(9));
+            chitchat.reset_node_state_if_update(&id, std::iter::empty(), 1, 0);
+        }
+    };
+    seat.chitchat.with_chitchat(zombies).await;
+    seat.look().await;
+    assert!(!seat.gate.is_open());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_heals_after_a_cut_longer_than_chitchats_memory() {
+    let network = MemoryNetwork::new();
+    let mut views = Vec::new();
+    let mut commands = Vec::new();
+    for (name, number) in [("a", 1), ("b", 2), ("c", 3)] {
+        let seeds: &[u8] = if number == 1 { &[] } else { &[1] };
+        let (seat, _) = seat(&network, name, number, seeds).await;
+        views.push(seat.views());
+        let (sender, received) = mpsc::channel(1);
+        commands.push(sender);
+        tokio::spawn(seat.run(received));
+    }
+    let id: HostId = "c".parse().unwrap();
+    let answers =
+        |view: &Arc<View>, host: &HostId| view.hosts.get(host).is_some_and(|host| host.standing.answers());
+    for view in &views {
+        until("all answer", view.clone(), |view| view.answering().count() == 3 && view.whole).await;
+    }
+    for other in [1, 2] {
+        network.cut(address(3), address(other));
+        network.cut(address(other), address(3));
+    }
+    until("a misses c", views[0].clone(), |view| !answers(view, &id)).await;
+    until("c is cut off", views[2].clone(), |view| view.cut_off).await;
+    time::sleep(Duration::from_secs(20 * 60)).await;
+    let standing = views[0].borrow().hosts[&id].standing;
+    assert_eq!((standing, views[0].borrow().cut_off), (Standing::Gone, false));
+    network.heal();
+    for view in &views {
+        until("all answer again", view.clone(), |view| view.answering().count() == 3 && !view.cut_off).await;
+    }
+    until("a and b agree", views[0].clone(), |view| **view == **views[1].borrow()).await;
+    let key = Key::Member(crate::fixtures::NETWORK.parse().unwrap(), format!("{:016x}", 3).parse().unwrap());
+    assert!(views[0].borrow().hosts[&id].records.iter().any(|record| record.key() == key));
+}
