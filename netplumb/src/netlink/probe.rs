@@ -44,7 +44,7 @@ fn tried(wireguard: &Wireguard) -> Vec<Problem> {
     if let Err(error) = links() {
         report(true, error);
     }
-    if let (Wireguard::Userspace { .. }, Err(error)) = (wireguard, open_tun("probe")) {
+    if let (Wireguard::Userspace { .. }, Err(error)) = (wireguard, open_tun("probe-tun")) {
         report(true, Error::NoTun(error));
     }
     if !nft::supported() {
