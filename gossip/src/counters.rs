@@ -6,6 +6,9 @@ use std::sync::{Mutex, PoisonError};
 /// One counted series: the metric's name without the `warren_` prefix, and its label pairs.
 type Series = (&'static str, Vec<(&'static str, &'static str)>);
 
+/// What is called with a series' name, its label pairs and its count.
+pub type Visit<'a> = dyn FnMut(&'static str, &[(&'static str, &str)], u64) + 'a;
+
 /// Monotonic counters, shared by a wire and the [`Gossip`](crate::Gossip) above it.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -14,7 +17,7 @@ pub struct Counters {
 
 impl Counters {
     /// Calls `f` with every series: metric name without its `warren_` prefix, labels, count.
-    pub fn each(&self, f: &mut dyn FnMut(&'static str, &[(&'static str, &str)], u64)) {
+    pub fn each(&self, f: &mut Visit<'_>) {
         for ((name, labels), count) in self.snapshot() {
             f(name, &labels, count);
         }

@@ -42,6 +42,9 @@ pub(crate) struct ViewBuilder {
     hosts: BTreeMap<String, Track>,
     /// Some live peer's records have arrived in full once.
     synced: bool,
+    /// Some host is not as the last view has it. Views are not compared: that would read every
+    /// record at every look.
+    changed: bool,
     view: Arc<View>,
 }
 
@@ -87,6 +90,7 @@ impl ViewBuilder {
             counters,
             hosts: BTreeMap::new(),
             synced: false,
+            changed: true,
             view: Arc::default(),
         };
         for known in known.iter().filter(|known| known.host != *own) {
@@ -121,20 +125,21 @@ impl ViewBuilder {
         }
         let mut twin = None;
         for sighting in sightings {
-            if sighting.node_id != self.own_node_id {
-                self.see(sighting, now);
-            } else if (sighting.generation, sighting.address) == own {
+            let is_own = (sighting.generation, sighting.address) == own;
+            if is_own || sighting.node_id != self.own_node_id {
                 self.see(sighting, now);
             } else if sighting.generation > own.0 && sighting.address != own.1 && sighting.timeout.is_some() {
                 twin = Some(sighting.address);
             }
         }
         self.age(now);
-        let view = self.build(twin);
-        if view == *self.view {
+        self.synced |= self.is_synced();
+        let whole = self.synced || self.knows_nobody();
+        if !self.changed && (whole, twin) == (self.view.whole, self.view.twin) {
             return None;
         }
-        self.view = Arc::new(view);
+        self.changed = false;
+        self.view = Arc::new(self.build(whole, twin));
         Some(self.view.clone())
     }
 
@@ -189,6 +194,7 @@ impl ViewBuilder {
         };
         if let Some(track) = self.hosts.get_mut(node_id) {
             track.accepted = Some(accepted);
+            self.changed = true;
             track.pending = track.pending.split_off(&(generation + 1));
         }
     }
@@ -216,18 +222,21 @@ impl ViewBuilder {
     }
 
     fn age(&mut self, now: Instant) {
-        let (own, timings) = (&self.own_node_id, &self.timings);
+        let (own, timings, changed) = (&self.own_node_id, &self.timings, &mut self.changed);
         self.hosts.retain(|node_id, track| {
             if node_id == own {
                 return true;
             }
+            let before = track.life.standing();
             track.sign.away = track.accepted.as_ref().and_then(|accepted| accepted.records.host.away);
-            track.life.observe(&track.sign, now, timings);
-            !track.life.is_forgotten(now, timings)
+            let standing = track.life.observe(&track.sign, now, timings);
+            let forgotten = track.life.is_forgotten(now, timings);
+            *changed |= standing != before || forgotten;
+            !forgotten
         });
     }
 
-    fn build(&mut self, twin: Option<SocketAddr>) -> View {
+    fn build(&self, whole: bool, twin: Option<SocketAddr>) -> View {
         let mut hosts = BTreeMap::new();
         for (node_id, track) in &self.hosts {
             let Some(accepted) = &track.accepted else { continue };
@@ -242,8 +251,6 @@ impl ViewBuilder {
             };
             hosts.insert(accepted.host.clone(), host);
         }
-        self.synced |= self.is_synced();
-        let whole = self.synced || self.knows_nobody();
         let cut_off = is_cut_off(&self.own, &hosts);
         View { hosts, whole, cut_off, twin }
     }

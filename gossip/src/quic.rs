@@ -240,7 +240,9 @@ impl Shared {
             let connection = connecting.await.map_err(Ended::from_connection)?;
             let established = self.establish(connection, true).await?;
             // An address that leads elsewhere, as a seed's may, is served by where it leads.
-            peer.set(Link::Up(established.clone()));
+            if peer.address != established.hello.advertise {
+                peer.set(Link::Up(established.clone()));
+            }
             Ok(established)
         };
         let outcome = time::timeout(HANDSHAKE_BOUND, dialling).await.unwrap_or(Err(Ended::Silent));

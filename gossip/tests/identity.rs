@@ -1,8 +1,6 @@
 //! Which files make an identity, and what is said of those that do not.
 
-mod common;
-
-use common::{Authority, Files, REGION};
+use crate::common::{Authority, Files, REGION};
 use gossip::{Identity, IdentityError};
 use rcgen::{CertificateParams, SanType, date_time_ymd};
 

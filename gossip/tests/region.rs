@@ -1,14 +1,14 @@
 //! Regions of a few hosts on real QUIC over loopback: joining, dying, coming back, and who is
 //! refused.
 
-mod common;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::{Authority, INTERVAL, Node, anywhere, bind, config, eventually, host_id, host_record, member};
+use crate::common::{
+    Authority, INTERVAL, Node, anywhere, bind, config, eventually, host_id, host_record, member,
+};
 use gossip::record::Key;
 use gossip::{AskError, Change, Gossip, JoinError, PublishError, Standing, View, Wire as _};
 use tokio::time::{Instant, sleep, timeout};
@@ -115,8 +115,8 @@ fn a_restart_never_leaves_the_answers_and_a_death_does() {
             }
         })
     };
-    drop(node.asks);
     runtime.shutdown_timeout(Duration::from_secs(1));
+    drop(node);
     let (runtime, node) = killable(&authority, "x", address, &seeds);
     assert!(node.gossip.generation() > generation);
     watchers.block_on(async {
@@ -168,8 +168,8 @@ async fn another_ca_is_refused_by_both_ends() {
     let before = stranger.rejected("tls");
     let caller = Node::start(&authority.identity("c"), &[stranger.address, nodes[0].address]).await;
     eventually("both count", || caller.rejected("tls") > 0 && stranger.rejected("tls") > before).await;
-    eventually("the region goes on", || nodes[0].answering() == 3).await;
-    assert_eq!((stranger.answering(), nodes[1].answering()), (1, 3));
+    eventually("the region goes on", || nodes.iter().all(|node| node.answering() == 3)).await;
+    assert_eq!(stranger.answering(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

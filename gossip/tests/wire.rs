@@ -1,12 +1,10 @@
 //! The contract of a wire, held by the real one and by its twin in memory.
 
-mod common;
-
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::common::{Authority, REGION, anywhere, bind, host_id};
 use chitchat::{ChitchatEnvelope, ChitchatMessage, ProtocolVersion};
-use common::{Authority, REGION, anywhere, bind, host_id};
 use gossip::memory::MemoryNetwork;
 use gossip::wire::MESSAGE_BYTES_MAX;
 use gossip::{AskError, Refusal, Wire};

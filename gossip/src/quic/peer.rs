@@ -87,9 +87,8 @@ impl Peer {
 
     /// Waits for a connection, and has one made.
     pub(super) async fn connected(&self) -> Result<Established, AskError> {
+        // A refusal of long ago is no answer to this attempt: only what comes from now on counts.
         let mut link = self.link.subscribe();
-        // A refusal of long ago is no answer to this attempt, so only what comes from now on counts.
-        link.mark_unchanged();
         if let Some(established) = self.established() {
             return Ok(established);
         }

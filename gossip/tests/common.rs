@@ -1,6 +1,4 @@
 //! What the tests of this crate share: a throw-away CA, hosts, and waiting for a condition.
-// Each test binary uses its own part of it.
-#![allow(dead_code)]
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
