@@ -80,7 +80,7 @@ pub enum Step {
     /// Claim what a new member needs and publish it as joining.
     Claim(Box<(Call, Container)>, oneshot::Sender<Result<Claimed, Refusal>>),
     /// The member's journal entry is on disk: build it. Answers the revision to wait for.
-    Build(MemberId, oneshot::Sender<Result<u64, Refusal>>),
+    Build(MemberId, oneshot::Sender<u64>),
     /// Ask a host whether it has a member in its kernel.
     AskApplied {
         /// The host.
@@ -743,12 +743,8 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             }
             Step::Build(member, reply) => {
                 self.journal.mark_durable(&member);
-                let listening = match self.journal.get(&member) {
-                    Some(entry) => self.names.listen(entry),
-                    None => Ok(()),
-                };
                 self.follow().await;
-                let _ = reply.send(listening.map(|()| self.revision));
+                let _ = reply.send(self.revision);
             }
             Step::AskApplied { host, network, member, counter, wait, reply } => {
                 let Some(gossip) = self.gossip.clone() else { return };
@@ -765,17 +761,9 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 });
             }
             Step::Ready(member, reply) => {
-                let refused = self.context.built.borrow().without_ipv6.contains(&member);
-                let ready = |e: &mut Entry| {
-                    e.state = MemberState::Ready;
-                    // A record names only what is programmed.
-                    e.address6 = e.address6.filter(|_| !refused);
-                };
-                let changed = self.journal.change(&member, ready).cloned();
+                let ready = self.ready(&member);
                 self.follow().await;
-                let gone =
-                    || Refusal::new(RefusalKind::Conflict, "the member was detached while it was attached");
-                let _ = reply.send(changed.ok_or_else(gone));
+                let _ = reply.send(ready);
             }
             Step::Release(member, reply) => {
                 self.journal.release(&member, Instant::now() + self.quarantine);
@@ -783,6 +771,20 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 let _ = reply.send(self.revision);
             }
         }
+    }
+
+    /// A built member becomes ready: it is listened for, and its record names only what is programmed.
+    fn ready(&mut self, member: &MemberId) -> Result<Entry, Refusal> {
+        let gone = || Refusal::new(RefusalKind::Conflict, "the member was detached while it was attached");
+        let refused = self.context.built.borrow().without_ipv6.contains(member);
+        let entry = self.journal.change(member, |e| {
+            e.state = MemberState::Ready;
+            e.address6 = e.address6.filter(|_| !refused);
+        });
+        let entry = entry.cloned().ok_or_else(gone)?;
+        // Not before it is built: a socket bound while lo is down answers from another address.
+        self.names.listen(&entry)?;
+        Ok(entry)
     }
 
     fn claim(&mut self, call: Call, container: Container) -> Result<Claimed, Refusal> {

@@ -318,7 +318,7 @@ impl<K: Kernel, S: Store> Context<K, S> {
 
     /// Step 4: the reconciler builds it.
     async fn build(&self, member: &MemberId, deadline: Instant) -> Result<(), Refusal> {
-        let revision = self.step(|reply| Step::Build(member.clone(), reply)).await??;
+        let revision = self.step(|reply| Step::Build(member.clone(), reply)).await?;
         let built = self.built(revision, deadline).await?;
         match built.failed.get(member) {
             Some(error) => Err(error.clone()),

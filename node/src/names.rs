@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use gossip::View;
 use gossip::id::NetworkId;
+use gossip::record::MemberState;
 use netplumb::state::NetnsRef;
 use resolver::{Answers, Counters, Forwarder, Listener, Scope, Sockets, Zone, ZoneMember};
 use tokio::sync::watch;
@@ -108,7 +109,7 @@ impl Names {
         self.synced |= view.whole || view.hosts.len() > 1;
 
         let mut wanted: BTreeMap<u64, (BTreeSet<NetworkId>, &Entry)> = BTreeMap::new();
-        for entry in journal.durable() {
+        for entry in journal.durable().filter(|e| e.state == MemberState::Ready) {
             let container = wanted.entry(entry.netns.cookie).or_insert_with(|| (BTreeSet::new(), entry));
             container.0.insert(entry.network);
         }
