@@ -133,6 +133,8 @@ pub(crate) fn open(path: &Path) -> Result<OwnedFd, Error> {
         Err(error) => match error.raw_os_error() {
             // ESRCH: the process ended between the look-up of its directory and of its namespace.
             Some(libc::ENOENT | libc::ENOTDIR | libc::ESRCH) => Err(Error::NetnsGone(path.to_owned())),
+            // A socket, a device: nothing that can be opened.
+            Some(libc::ENXIO | libc::ENODEV) => Err(Error::NotNetns(path.to_owned())),
             _ => Err(Error::kernel(format!("open {}", path.display()), error)),
         },
     }

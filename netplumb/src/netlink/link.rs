@@ -236,7 +236,9 @@ impl Rtnl {
             LinkInfo::Kind(InfoKind::Vxlan),
             LinkInfo::Data(InfoData::Vxlan(vec![local_address(local), InfoVxlan::Learning(false)])),
         ];
-        self.change_link(index, vec![LinkAttribute::Mtu(mtu), LinkAttribute::LinkInfo(info)], false)
+        self.change_link(index, vec![LinkAttribute::LinkInfo(info)], false)?;
+        // Not in the same message: "Cannot change mtu" (vxlan_nl2conf).
+        self.set_link(index, vec![LinkAttribute::Mtu(mtu)], false)
     }
 
     /// `vxlan0`, born in `target` from this socket's namespace, where its UDP socket stays. No

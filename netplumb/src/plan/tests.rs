@@ -179,7 +179,7 @@ fn damage(state: &mut Observed, network: usize, slot: u8, kind: u8) {
             fabric.ports.values_mut().for_each(|port| port.enslaved = false);
             fabric.vxlan.iter_mut().for_each(|vxlan| vxlan.port.enslaved = false);
         }
-        (3, Some(fabric), _) => {
+        (3, Some(fabric), _) if fabric.vxlan.is_some() => {
             fabric.rows.values_mut().for_each(|ends| _ = ends.insert(vtep));
             fabric.rows.insert(stranger, BTreeSet::from([vtep]));
         }
@@ -212,7 +212,7 @@ fn damage(state: &mut Observed, network: usize, slot: u8, kind: u8) {
                 device.peers.values_mut().for_each(|peer| peer.endpoint = None);
             }
         }
-        (8, Some(fabric), _) => {
+        (8, Some(fabric), _) if fabric.ports.contains_key(&name) => {
             fabric.ports.values_mut().for_each(|port| port.flags.learning = true);
             fabric.local_rows.insert(stranger, name);
             fabric.alias.clear();

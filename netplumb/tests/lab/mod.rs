@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -14,22 +14,27 @@ use netplumb::state::{
 };
 use netplumb::{Backend, NetlinkKernel, netns};
 
-/// A network namespace that lives as long as this.
+/// A network namespace, mounted as container runtimes do, that lives as long as this.
 pub struct Space {
     netns: OwnedFd,
+    mount: tempfile::TempPath,
 }
 
 impl Space {
     pub fn new() -> Space {
-        let netns = netns::scratch(|| netns::current().unwrap());
-        let space = Space { netns: netns.expect("the datapath tests need root: run them with sudo") };
+        let mount = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        let made = netns::scratch(|| {
+            rustix::mount::mount_bind("/proc/thread-self/ns/net", &*mount).unwrap();
+            netns::current().unwrap()
+        });
+        let netns = made.expect("the datapath tests need root: run them with sudo");
+        let space = Space { netns, mount };
         space.run("ip link set lo up");
         space
     }
 
-    /// A path that leads to it from everywhere on this machine.
     pub fn path(&self) -> PathBuf {
-        format!("/proc/{}/fd/{}", std::process::id(), self.netns.as_raw_fd()).into()
+        self.mount.to_path_buf()
     }
 
     pub fn netns(&self) -> NetnsRef {
@@ -50,6 +55,12 @@ impl Space {
     /// Whether a shell command succeeds there.
     pub fn succeeds(&self, command: &str) -> bool {
         self.enter(|| shell(command)).0
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&*self.mount, rustix::mount::UnmountFlags::DETACH);
     }
 }
 
