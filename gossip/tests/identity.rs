@@ -23,7 +23,8 @@ fn each_mistake_has_its_sentence() {
     let uri = |params: &mut CertificateParams| {
         params.subject_alt_names.retain(|name| !matches!(name, SanType::URI(_)));
     };
-    let cases: Vec<(Files, fn(&IdentityError) -> bool, &str)> = vec![
+    type Expected = fn(&IdentityError) -> bool;
+    let cases: Vec<(Files, Expected, &str)> = vec![
         (
             Files { ca: missing.clone(), ..good() },
             |e| matches!(e, IdentityError::Unreadable { .. }),

@@ -159,7 +159,7 @@ async fn memory_holds_the_contract() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn agents_that_call_each_other_at_once_talk_both_ways() {
     let mut network = Real(Authority::new());
-    for round in 0..10 {
+    for round in 0..30 {
         let (a, b) = (network.wire(REGION, "a").await, network.wire(REGION, "b").await);
         let text = format!("round {round}");
         for (from, to) in [(&a, &b), (&b, &a)] {

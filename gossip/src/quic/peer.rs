@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::Connection;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time;
 
 use super::Shared;
@@ -63,6 +63,17 @@ impl Peer {
 
     pub(super) fn set(&self, link: Link) {
         self.link.send_replace(link);
+    }
+
+    /// An attempt has failed; a connection that the peer has made meanwhile stays.
+    fn fail(&self, refusal: Option<Refusal>) {
+        self.link.send_if_modified(|link| {
+            let is_up = matches!(link, Link::Up(established) if established.is_alive());
+            if !is_up {
+                *link = refusal.map_or(Link::Down, Link::Refused);
+            }
+            !is_up
+        });
     }
 
     /// A connection has ended: what it was the link of is down, or refused.
@@ -155,17 +166,25 @@ pub(super) async fn serve(shared: Arc<Shared>, peer: Arc<Peer>) {
 }
 
 /// The peer's connection; made if there is none, unless the peer is quicker.
+///
+/// A handshake once begun is finished all the same: when two agents call each other at once and
+/// each let its own attempt go for the other's, none would be left.
 async fn connect(shared: &Arc<Shared>, peer: &Arc<Peer>) -> Option<Established> {
     if let Some(established) = peer.established() {
         return Some(established);
     }
-    tokio::select! {
-        ended = shared.dial(peer) => {
-            if let Err(ended) = ended {
-                peer.set(ended.refusal().map_or(Link::Down, |refusal| Link::Refused(refusal.clone())));
-                tracing::debug!(address = %peer.address, %ended, "no connection");
-            }
+    let (done, dialled) = oneshot::channel();
+    let (dialling, callee) = (shared.clone(), peer.clone());
+    shared.spawn(async move {
+        if let Err(ended) = dialling.dial(&callee).await {
+            tracing::debug!(address = %callee.address, %ended, "no connection");
+            callee.fail(ended.refusal().cloned());
         }
+        // Whoever waited may have been called meanwhile.
+        _ = done.send(());
+    });
+    tokio::select! {
+        _ = dialled => {}
         () = peer.up() => {}
     }
     peer.established()
