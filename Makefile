@@ -1,0 +1,53 @@
+# What people and CI run. `make help` lists it.
+SHELL := /bin/bash
+CARGO ?= cargo
+ROOT  := $(if $(filter 0,$(shell id -u)),,sudo -E)
+ONLY  ?= attach
+
+.PHONY: help demo test check fmt unit e2e bench sim install clean deps
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: ## three hosts on this machine, proved line by line (under a minute after the build)
+	@.ci/deps demo
+	$(CARGO) build --release --bin warren --bin warren-demo
+	target/release/warren-demo
+
+test: ## everything: lints, unit tables, contract suites, simulation, end-to-end on real namespaces
+	@.ci/deps test
+	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory sim SEEDS=1..8
+	@$(MAKE) --no-print-directory e2e
+
+check: ## formatting, lints, house rules, licences
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then cargo deny check licenses bans sources; \
+	 else echo "cargo-deny is not installed (cargo install cargo-deny): licences were not checked"; fi
+
+unit: ## tables, properties and contract suites of every crate
+	$(CARGO) test --workspace --exclude tests
+
+e2e: ## hosts of namespaces, real agents, real packets
+	$(CARGO) build --bin warren
+	$(CARGO) test -p tests -- --test-threads=2
+
+sim: ## the same node on a simulated region: make sim SEEDS=1..8
+	$(CARGO) run -q -p simulation -- --hosts 5 --seeds $(or $(SEEDS),1..8)
+
+bench: ## measure against the targets: make bench ONLY=attach
+	@.ci/deps test
+	$(CARGO) build --release --bin warren --bin warren-bench
+	target/release/warren-bench $(ONLY)
+
+fmt: ## format
+	$(CARGO) fmt --all
+
+install: ## /usr/local/bin/warren
+	$(CARGO) build --release --bin warren
+	$(ROOT) install -D -m 0755 target/release/warren $(DESTDIR)/usr/local/bin/warren
+
+clean: ## remove what was built
+	$(CARGO) clean
