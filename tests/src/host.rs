@@ -1,0 +1,358 @@
+//! A host: a network namespace on the underlay, with an agent as its only process.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::cli::Outcome;
+use crate::container::Container;
+use crate::http::{self, Answer};
+use crate::lab::{REGION, Site, underlay_address, warren};
+use crate::netns::Netns;
+use crate::process;
+use crate::wait::{eventually, seconds, want};
+
+/// The agents' gossip port.
+pub const GOSSIP_PORT: u16 = 7946;
+/// Where metrics and health are served, in the host's namespace.
+const HTTP: &str = "127.0.0.1:9479";
+/// Gossip interval of the laboratory's regions, in milliseconds.
+const INTERVAL_MS: u64 = 200;
+
+/// A host of the region.
+pub struct Host {
+    site: Arc<Site>,
+    name: String,
+    number: u8,
+    dir: PathBuf,
+    netns: Netns,
+    settings: Mutex<Vec<(String, String)>>,
+    agent: Mutex<Option<Child>>,
+    containers: Mutex<u8>,
+}
+
+impl Host {
+    pub(crate) fn new(site: Arc<Site>, name: &str, number: u8, mtu: u32) -> Host {
+        let dir = site.dir.join(name);
+        fs::create_dir_all(dir.join("containers")).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+        let netns = Netns::make(&dir.join("netns"));
+        let address = underlay_address(number);
+        let peer = netns.path().display();
+        site.underlay.run(&format!("ip link add p{number} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {peer}"));
+        site.underlay.run(&format!("ip link set p{number} master br0 up"));
+        netns.run("ip link set lo up");
+        netns.run("ip link set eth0 up");
+        netns.run(&format!("ip address add {address}/24 dev eth0"));
+        netns.run("ip link add docker0 type bridge mcast_snooping 0");
+        netns.run(&format!("ip address add {}/24 dev docker0", docker_address(number, 1)));
+        netns.run("ip link set docker0 up");
+        let host = Host {
+            name: name.to_owned(),
+            number,
+            netns,
+            settings: Mutex::default(),
+            agent: Mutex::default(),
+            containers: Mutex::default(),
+            dir,
+            site,
+        };
+        host.issue(&host.site.dir.join("region"), &[]).ok();
+        host
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its address on the underlay.
+    pub fn address(&self) -> Ipv4Addr {
+        underlay_address(self.number)
+    }
+
+    /// Its network namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Its directory: `state`, `run`, `agent.toml`, `agent.log`, `containers`.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Its agent's API socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("run/warren.sock")
+    }
+
+    /// A namespace of its agent's own: `net-<network>` or `bind-<member>`.
+    pub fn inner(&self, name: &str) -> Netns {
+        Netns::at(self.dir.join("run/netns").join(name))
+    }
+
+    /// Sets a key of the configuration from the next start on, as `--set` takes it.
+    pub fn set(&self, key: &str, value: &str) -> &Host {
+        lock(&self.settings).push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Issues this host's certificate from the CA in `region`, with further arguments.
+    pub fn issue(&self, region: &Path, more: &[&str]) -> Outcome {
+        let (dir, address) = (region.display().to_string(), self.address().to_string());
+        let mut args = vec!["region", "issue", "--dir", &dir, "--host", &self.name, "--address", &address];
+        args.extend(more);
+        warren(&args)
+    }
+
+    /// Starts the agent and does not wait for anything.
+    pub fn start_agent(&self) {
+        let mut agent = lock(&self.agent);
+        assert!(agent.is_none(), "the agent of {} runs already", self.name);
+        *agent = Some(self.spawn_agent(self.netns.command(&process::warren().display().to_string())));
+    }
+
+    /// Runs an agent that is expected to end by itself within 20 s: its outcome.
+    pub fn try_agent(&self) -> Outcome {
+        let started = fs::metadata(self.log_path()).map_or(0, |m| m.len()) as usize;
+        self.start_agent();
+        let mut child = lock(&self.agent).take().expect("it was started");
+        let ended = eventually_ended(&mut child);
+        let Some(status) = ended else {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("the agent of {} was to refuse, but runs:\n{}", self.name, &self.log()[started..]);
+        };
+        let stderr = self.log()[started..].to_owned();
+        Outcome { command: "warren agent".into(), code: status, stdout: String::new(), stderr }
+    }
+
+    /// Writes `agent.toml` as the next start would use it: its path.
+    pub fn write_config(&self) -> PathBuf {
+        let path = self.dir.join("agent.toml");
+        let hosts = lock(&self.site.hosts).len().min(2) as u8;
+        let seeds = (1..=hosts).filter(|n| *n != self.number).map(|n| format!("\"{}:{GOSSIP_PORT}\"", underlay_address(n)));
+        let (dir, region) = (self.dir.display(), self.site.dir.join("region"));
+        let text = format!(
+            "region = \"{REGION}\"\nhost = \"{name}\"\nstate_dir = \"{dir}/state\"\nrun_dir = \"{dir}/run\"\n\
+             [gossip]\nlisten = \"{address}:{GOSSIP_PORT}\"\nseeds = [{seeds}]\ninterval_ms = {INTERVAL_MS}\n\
+             [tls]\nca = \"{region}/ca.pem\"\ncert = \"{region}/{name}.pem\"\nkey = \"{region}/{name}.key\"\n\
+             [http]\nlisten = \"{HTTP}\"\n",
+            name = self.name,
+            address = self.address(),
+            seeds = seeds.collect::<Vec<_>>().join(", "),
+            region = region.display(),
+        );
+        fs::write(&path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        path
+    }
+
+    fn spawn_agent(&self, mut command: std::process::Command) -> Child {
+        let config = self.write_config();
+        let log = File::options().create(true).append(true).open(self.log_path()).expect("a log file");
+        command.arg("agent").arg("--config").arg(config);
+        for (key, value) in lock(&self.settings).iter() {
+            command.arg("--set").arg(format!("{key}={value}"));
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        process::spawn(command).unwrap_or_else(|e| panic!("cannot start the agent of {}: {e}", self.name))
+    }
+
+    /// SIGKILL: the agent learns nothing, its kernel objects stay.
+    pub fn kill_agent(&self) {
+        let mut child = lock(&self.agent).take().unwrap_or_else(|| panic!("no agent on {}", self.name));
+        process::signal(&child, Signal::KILL);
+        child.wait().expect("a child can be waited for");
+    }
+
+    /// SIGTERM, and waits for the end: its exit code.
+    pub fn stop_agent(&self) -> i32 {
+        let mut child = lock(&self.agent).take().unwrap_or_else(|| panic!("no agent on {}", self.name));
+        process::signal(&child, Signal::TERM);
+        eventually_ended(&mut child).unwrap_or_else(|| panic!("the agent of {} does not stop", self.name))
+    }
+
+    /// Sends the running agent a signal, such as SIGSTOP.
+    pub fn signal_agent(&self, signal: Signal) {
+        let agent = lock(&self.agent);
+        process::signal(agent.as_ref().unwrap_or_else(|| panic!("no agent on {}", self.name)), signal);
+    }
+
+    /// Waits until the agent says that it is ready.
+    #[track_caller]
+    pub fn wait_ready(&self) {
+        eventually(seconds(30), &format!("the agent of {} is ready", self.name), || {
+            if let Some(status) = self.agent_ended() {
+                panic!("the agent of {} ended with {status}:\n{}", self.name, self.log());
+            }
+            let answer = self.get("/readyz").map_err(|e| e.to_string())?;
+            want(answer.status == 200, &answer.body)
+        });
+    }
+
+    /// Waits until the agent serves its socket, joined or not.
+    #[track_caller]
+    pub fn wait_serving(&self) {
+        eventually(seconds(20), &format!("the agent of {} serves", self.name), || {
+            self.get("/healthz").map_err(|e| e.to_string()).and_then(|a| want(a.status == 200, &a.body))
+        });
+    }
+
+    /// Waits until the agent sees exactly `n` hosts answering, itself included.
+    #[track_caller]
+    pub fn wait_hosts(&self, n: usize) {
+        eventually(seconds(20), &format!("{} sees {n} hosts answering", self.name), || {
+            let rows = self.warren(&["hosts", "-o", "json"]).rows();
+            want(rows.iter().filter(|row| row["standing"] == "answering").count() == n, &rows)
+        });
+    }
+
+    fn agent_ended(&self) -> Option<std::process::ExitStatus> {
+        lock(&self.agent).as_mut().and_then(|child| child.try_wait().ok().flatten())
+    }
+
+    /// The pid of the running agent.
+    pub fn agent_pid(&self) -> u32 {
+        lock(&self.agent).as_ref().unwrap_or_else(|| panic!("no agent on {}", self.name)).id()
+    }
+
+    /// Runs `warren` against this host's agent.
+    pub fn warren(&self, args: &[&str]) -> Outcome {
+        let socket = self.socket().display().to_string();
+        warren(&[&["--socket", &socket], args].concat())
+    }
+
+    /// Reads a path of the agent's TCP listener.
+    pub fn get(&self, path: &str) -> io::Result<Answer> {
+        let address: SocketAddr = HTTP.parse().expect("an address");
+        self.netns.try_enter(|| {
+            let stream = TcpStream::connect_timeout(&address, seconds(2))?;
+            stream.set_read_timeout(Some(seconds(5)))?;
+            http::ask(stream, "GET", path, "text/plain", b"")
+        })?
+    }
+
+    /// Asks the agent's API; `body` need not be what it expects.
+    pub fn api(&self, method: &str, path: &str, kind: &str, body: &[u8]) -> io::Result<Answer> {
+        let stream = UnixStream::connect(self.socket())?;
+        stream.set_read_timeout(Some(seconds(30)))?;
+        http::ask(stream, method, path, kind, body)
+    }
+
+    /// The sum of a metric's samples whose line has each of `labels`; 0 when there is none.
+    #[track_caller]
+    pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let text = self.get("/metrics").unwrap_or_else(|e| panic!("metrics of {}: {e}", self.name)).body;
+        let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        let lines = text.lines().filter(of_name).filter(|line| labels.iter().all(|label| line.contains(label)));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// The agent's log so far, over all starts.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.join("agent.log")
+    }
+
+    /// Pulls the host's cable.
+    pub fn cut(&self) {
+        self.site.underlay.run(&format!("ip link set p{} down", self.number));
+    }
+
+    /// Plugs the host's cable in again.
+    pub fn heal(&self) {
+        self.site.underlay.run(&format!("ip link set p{} up", self.number));
+    }
+
+    /// A container with an `eth0` on the host's bridge, a default route there, and `lo` down.
+    pub fn container(&self, name: &str) -> Container {
+        let container = self.bare_container(name);
+        self.plug(&container);
+        container
+    }
+
+    /// A container with nothing but a `lo` that is down.
+    pub fn bare_container(&self, name: &str) -> Container {
+        let netns = Netns::make(&self.dir.join("containers").join(name));
+        lock(&self.site.containers).push((self.name.clone(), netns.clone()));
+        Container::mounted(self.site.clone(), self, name, netns)
+    }
+
+    /// As [`Host::container`], with IPv6 off as Docker has it.
+    pub fn container_without_ipv6(&self, name: &str) -> Container {
+        let container = self.bare_container(name);
+        container.netns().sysctl("net/ipv6/conf/all/disable_ipv6", "1");
+        container.netns().sysctl("net/ipv6/conf/default/disable_ipv6", "1");
+        self.plug(&container);
+        container
+    }
+
+    /// As [`Host::container`], held by a process instead of a mount.
+    pub fn container_of_process(&self, name: &str) -> Container {
+        let container = Container::of_process(self.site.clone(), self, name);
+        self.plug(&container);
+        container
+    }
+
+    /// Gives a container an `eth0` whose other end, `to-<container>`, is a port of the host's bridge.
+    fn plug(&self, container: &Container) {
+        let last = {
+            let mut containers = lock(&self.containers);
+            *containers += 1;
+            *containers + 1
+        };
+        let (netns, port) = (container.netns(), container.port());
+        self.netns.run(&format!("ip link add {port} type veth peer name eth0 netns {}", netns.path().display()));
+        self.netns.run(&format!("ip link set {port} master docker0 up"));
+        netns.run("ip link set eth0 up");
+        netns.run(&format!("ip address add {}/24 dev eth0", docker_address(self.number, last)));
+        netns.run(&format!("ip route add default via {}", docker_address(self.number, 1)));
+        container.set_docker_address(docker_address(self.number, last));
+    }
+
+    /// What the agent says of its members in `ps`, of all hosts.
+    #[track_caller]
+    pub fn members(&self) -> Vec<Value> {
+        self.warren(&["ps", "--all", "-o", "json"]).rows()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Some(mut child) = lock(&self.agent).take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// An address on the bridge of the host with this number.
+fn docker_address(host: u8, last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(172, 18, host, last)
+}
+
+/// The exit code of a child that ends within 20 s.
+fn eventually_ended(child: &mut Child) -> Option<i32> {
+    use std::os::unix::process::ExitStatusExt as _;
+    let mut ended = None;
+    let mut rounds = 0;
+    crate::wait::paced(std::time::Duration::from_millis(20), || {
+        ended = child.try_wait().ok().flatten();
+        rounds += 1;
+        ended.is_none() && rounds < 1000
+    });
+    ended.map(|status| status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
