@@ -325,12 +325,16 @@ impl Shared {
         let now = Instant::now();
         let mut complaints = lock(&self.complaints);
         complaints.retain(|_, at| now < *at + COMPLAINT_PAUSE);
-        if complaints.insert((address, reason), now).is_none() {
+        complaints.entry((address, reason)).or_insert_with(|| {
             tracing::warn!(host = %self.own.host, %address, reason, "gossip connection {ended}");
-        }
+            now
+        });
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

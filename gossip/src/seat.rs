@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -119,13 +120,7 @@ impl Seat {
         loop {
             tokio::select! {
                 command = commands.recv() => match command {
-                    Some(Command::Leave { away, done }) => {
-                        self.leave(away).await;
-                        // The one who waited may have given up.
-                        _ = done.send(());
-                        return;
-                    }
-                    Some(command) => self.obey(command).await,
+                    Some(command) => if self.obey(command).await.is_break() { return },
                     None => return,
                 },
                 _ = looks.tick() => {
@@ -143,11 +138,11 @@ impl Seat {
         }
     }
 
-    async fn obey(&mut self, command: Command) {
+    async fn obey(&mut self, command: Command) -> ControlFlow<()> {
+        // Whoever waits for an outcome may have given up; what was done stands.
         match command {
             Command::Publish { changes, done } => {
                 let published = self.publish(changes).await;
-                // The change stands even when its caller has gone.
                 _ = done.send(published);
             }
             Command::Pull(address) => self.gossip(address),
@@ -155,8 +150,13 @@ impl Seat {
                 let greeting = self.greeting(&from, address).await;
                 _ = reply.send(greeting.encode());
             }
-            Command::Leave { .. } => {}
+            Command::Leave { away, done } => {
+                self.leave(away).await;
+                _ = done.send(());
+                return ControlFlow::Break(());
+            }
         }
+        ControlFlow::Continue(())
     }
 
     async fn publish(&mut self, changes: Vec<Change>) -> Result<(), PublishError> {
