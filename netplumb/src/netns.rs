@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::state::NetnsRef;
 
 /// `f_type` of a mounted namespace (linux/magic.h).
-const NSFS_MAGIC: i64 = 0x6e73_6673;
+const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 /// The calling thread's network namespace; `/proc/self` is that of the first thread.
 const CURRENT: &str = "/proc/thread-self/ns/net";
 
@@ -149,7 +149,7 @@ pub(crate) fn entering(path: &Path, error: io::Error) -> Error {
 }
 
 fn is_namespace(file: impl AsFd) -> bool {
-    rustix::fs::fstatfs(file).is_ok_and(|stat| stat.f_type as i64 == NSFS_MAGIC)
+    rustix::fs::fstatfs(file).is_ok_and(|stat| stat.f_type == NSFS_MAGIC)
 }
 
 /// Whether the calling thread's namespace has each of [`SYSCTLS`].

@@ -1,12 +1,10 @@
 //! The contract of `Kernel`, held by both twins: the one in memory, and the real one in namespaces.
 
-mod lab;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use lab::{Host, Identity, NETWORK, PORT, Space, VNI, desired, network, ours, run_at};
+use crate::lab::{Host, Identity, NETWORK, PORT, Space, VNI, desired, network, ours, run_at};
 use netplumb::plan::{FabricChange, InsideChange, MemberChange, Op, Prune, diff};
 use netplumb::state::{Desired, Guard, NetnsRef, Ours, Vtep};
 use netplumb::{Error, Kernel, MemoryKernel, NetlinkKernel, NetnsSource, Reconciler};

@@ -1,7 +1,5 @@
 //! Hosts and containers made of network namespaces. Nothing of it shows in the machine's own.
 
-#![allow(dead_code, reason = "every test crate uses its part")]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
