@@ -1,44 +1,47 @@
 //! The agent: wiring and the one select loop. Local intent becomes this host's records; the view
 //! becomes what the kernel should hold and what names resolve. Nothing downstream writes upstream.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+mod claim;
+mod join;
+mod question;
+mod reconcile;
+
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use gossip::id::{HostId, MemberId, NetworkId};
-use gossip::record::{HostRecord, Key, MemberState, Record};
-use gossip::{Ask, Change, Gossip, JoinError, KnownHost, View};
+use gossip::record::{HostRecord, Key, Record};
+use gossip::{Ask, Change, Gossip, KnownHost, View};
 use netplumb::kernel::{Container, Kernel};
 use netplumb::plan::Prune;
-use netplumb::state::{Desired, Ours, Vtep};
-use netplumb::{Reconciler, Report};
+use netplumb::state::Vtep;
 use resolver::Zone;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::attach::{Call, Claimed, Context, Refusal, RefusalKind, interface, overlap};
-use crate::claims::{DEFAULT_SUBNET, Ledger, MemberKey};
+pub use reconcile::Built;
+
+use crate::attach::{Call, Claimed, Context, Refusal};
+use crate::claims::{Ledger, MemberKey};
 use crate::config::Config;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::names::{Listen, Names};
 use crate::project::{self, Here};
 use crate::store::{Entry, Store, Stored};
+use join::{Join, Joined, known_view, settle, start_delay};
+use question::{Pending, Question};
+use reconcile::{Wanted, reconcile};
 
 /// A record younger than this makes its readers send the first packet.
 const YOUNG: Duration = Duration::from_secs(10);
 /// How often the containers of own members are looked at, and quarantines end.
 const TICK: Duration = Duration::from_secs(1);
-/// How often the kernel is compared whole with what it should hold.
-const AUDIT: Duration = Duration::from_secs(30);
 /// How often the other hosts are written down.
 const REMEMBER: Duration = Duration::from_secs(5);
-/// Most own members re-addressed in one second.
-const READDRESS_PER_TICK: usize = 10;
 
 /// What a node stands on: the simulation swaps these and nothing else.
 pub struct Seams<K, S, W> {
@@ -100,47 +103,6 @@ pub enum Step {
     Ready(MemberId, oneshot::Sender<Result<Entry, Refusal>>),
     /// The member ends. Answers the revision to wait for.
     Release(MemberId, oneshot::Sender<u64>),
-}
-
-/// What has been built: the reconciler's answer to a revision.
-#[derive(Debug, Clone, Default)]
-pub struct Built {
-    /// The last revision the kernel was made to follow.
-    pub revision: u64,
-    /// Members of which something could not be built or removed.
-    pub failed: BTreeMap<MemberId, Refusal>,
-    /// Members whose container refused the IPv6 address.
-    pub without_ipv6: BTreeSet<MemberId>,
-    /// Operations that failed, in words, whatever they belong to.
-    pub errors: Vec<String>,
-}
-
-/// What the kernel should be made to follow.
-#[derive(Clone)]
-struct Wanted {
-    revision: u64,
-    desired: Arc<Desired>,
-    ours: Arc<Ours>,
-    prune: Prune,
-}
-
-/// What one host asks another.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Question {
-    /// Do you have this member in your kernel?
-    Applied { network: NetworkId, member: MemberId, counter: u64 },
-}
-
-/// A question waiting for the kernel.
-struct Pending {
-    from: HostId,
-    network: NetworkId,
-    member: MemberId,
-    counter: u64,
-    deadline: Instant,
-    revision: Option<u64>,
-    reply: oneshot::Sender<Vec<u8>>,
 }
 
 /// A running agent.
@@ -281,132 +243,6 @@ where
 fn interval(config: &Config, known: usize) -> Duration {
     let by_size = if known > 500 { Duration::from_secs(1) } else { Duration::from_millis(500) };
     config.gossip.interval.unwrap_or(by_size)
-}
-
-/// Three starts within a minute delay the next join by 5 s, 10 s … 60 s: every start is a new
-/// generation in everybody's digest. `starts` are the last ones in wall-clock seconds; this one is
-/// added.
-fn start_delay(now_s: u64, starts: &mut Vec<u64>) -> Duration {
-    starts.retain(|s| s.abs_diff(now_s) <= 60);
-    starts.push(now_s);
-    let kept = starts.len().saturating_sub(16);
-    starts.drain(..kept);
-    Duration::from_secs((starts.len().saturating_sub(2) as u64 * 5).min(60))
-}
-
-/// Entries of another boot, of an unfinished attach or of a namespace that is gone are released:
-/// what is left of them is torn down from the journal.
-async fn settle<K: Kernel, S: Store>(
-    mut entries: Vec<Entry>,
-    boot: &str,
-    kernel: &K,
-    store: &S,
-) -> io::Result<Vec<Entry>> {
-    for entry in &mut entries {
-        let alive = entry.boot == boot && kernel.alive(&entry.netns, entry.inode).await;
-        if entry.state == MemberState::Released || (entry.state == MemberState::Ready && alive) {
-            continue;
-        }
-        tracing::info!(member = %entry.member, container = %entry.container, alive, "member did not outlive the agent");
-        entry.state = MemberState::Released;
-        store.put(entry).await?;
-    }
-    Ok(entries)
-}
-
-/// Makes the kernel follow what is wanted: at once when that changes, again with backoff after an
-/// error, and one network at a time for drift.
-async fn reconcile<K: Kernel>(
-    kernel: Arc<K>,
-    mut wants: watch::Receiver<Wanted>,
-    build: watch::Sender<Arc<Built>>,
-    metrics: Arc<Metrics>,
-) {
-    const BACKOFF_MIN: Duration = Duration::from_millis(500);
-    const BACKOFF_MAX: Duration = Duration::from_secs(30);
-    let mut reconciler = Reconciler::new(kernel);
-    let mut backoff = BACKOFF_MIN;
-    let mut retry: Option<Instant> = None;
-    let mut audit = Instant::now() + AUDIT;
-    loop {
-        let audited = tokio::select! {
-            changed = wants.changed() => match changed {
-                Ok(()) => false,
-                Err(_) => return,
-            },
-            () = tokio::time::sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => false,
-            () = tokio::time::sleep_until(audit) => true,
-        };
-        let wanted = wants.borrow_and_update().clone();
-        if wanted.revision == 0 {
-            audit = Instant::now() + AUDIT;
-            continue;
-        }
-        let started = Instant::now();
-        let report = if audited {
-            // One network at a time, all of them within the period.
-            audit = started + AUDIT / wanted.ours.networks.len().max(1) as u32;
-            reconciler.audit(&wanted.desired, &wanted.ours, wanted.prune).await
-        } else {
-            reconciler.reconcile(&wanted.desired, &wanted.ours, wanted.prune).await
-        };
-        metrics.reconciled(&report, started.elapsed());
-        let answer = answer(&wanted, &report);
-        for error in &answer.errors {
-            tracing::warn!(revision = wanted.revision, "{error}");
-        }
-        (retry, backoff) = if answer.errors.is_empty() {
-            (None, BACKOFF_MIN)
-        } else {
-            (Some(Instant::now() + backoff), (backoff * 2).min(BACKOFF_MAX))
-        };
-        build.send_replace(Arc::new(answer));
-    }
-}
-
-fn answer(wanted: &Wanted, report: &Report) -> Built {
-    let mut built = Built { revision: wanted.revision, ..Built::default() };
-    for (network, members) in &wanted.ours.networks {
-        for id in members.keys() {
-            if let (Some(error), Ok(member)) = (report.failed(network, id), id.parse()) {
-                built.failed.insert(member, Refusal::from(error));
-            }
-            if report.without_ipv6(network, id) {
-                built.without_ipv6.extend(id.parse::<MemberId>());
-            }
-        }
-    }
-    let unseen = report.unseen.iter().map(|(network, error)| format!("{network}: {error}"));
-    built.errors =
-        unseen.chain(report.errors().map(|(op, error)| format!("{}: {error}", op.network()))).collect();
-    built
-}
-
-/// What joining the region takes.
-struct Join<S, W> {
-    config: gossip::Config,
-    wire: W,
-    store: S,
-    delay: Duration,
-}
-
-enum Joined {
-    In(Gossip, mpsc::Receiver<Ask>),
-    Not(JoinError),
-}
-
-impl<S: Store + Clone, W: gossip::Wire + Clone> Join<S, W> {
-    async fn once(&self, records: Vec<Record>, delay: Duration) -> Joined {
-        if !delay.is_zero() {
-            tokio::time::sleep(delay).await;
-        }
-        let store = self.store.clone();
-        let persist = move |generation| store.set_generation(generation);
-        match Gossip::join(self.config.clone(), self.wire.clone(), records, persist).await {
-            Ok((gossip, asks)) => Joined::In(gossip, asks),
-            Err(error) => Joined::Not(error),
-        }
-    }
 }
 
 /// The loop's state. INVARIANT: `published` is what gossip was last told of this host's own keys.
@@ -588,68 +424,6 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         view
     }
 
-    /// Own members follow their network's claim, and take new things for contested ones. Whether
-    /// anything changed.
-    fn yield_contested(&mut self, ledger: &Ledger) -> bool {
-        if self.gossip.is_none() {
-            return false;
-        }
-        let mut changed = Vec::new();
-        let mut readdressed = 0;
-        let hosts: Vec<HostId> = self.view.hosts.keys().cloned().collect();
-        let live: Vec<Entry> = self.journal.live().cloned().collect();
-        for mut entry in live {
-            let before = entry.clone();
-            if let Some(claim) = ledger.networks.get(&entry.network) {
-                entry.claim = claim.clone();
-            }
-            let key = (self.here.host.clone(), entry.network, entry.member.clone());
-            let outside = !entry.claim.subnet.contains(&entry.address);
-            let lost = ledger.contested_addresses.contains(&key) || outside;
-            if lost && readdressed < READDRESS_PER_TICK {
-                let subnet = entry.claim.subnet;
-                match ledger.address(entry.network, subnet, &self.here.host, &hosts, &mut rand::rng()) {
-                    Ok(address) => {
-                        readdressed += 1;
-                        tracing::warn!(member = %entry.member, old = %entry.address, new = %address, "address was contested: re-addressed");
-                        entry.address = address;
-                        entry.address6 = entry.address6.map(|_| project::address6(entry.network, address));
-                        entry.counter = ledger.next_counter();
-                        self.metrics.conflict("address");
-                    }
-                    Err(full) => tracing::error!(member = %entry.member, "contested, and {full}"),
-                }
-            }
-            if ledger.contested_ordinals.contains(&key) {
-                // A chosen number is never changed behind its caller's back: the member goes
-                // without a numbered name until it is free.
-                if !entry.ordinal_chosen {
-                    entry.ordinal = Some(ledger.ordinal(entry.network, entry.app, &entry.process));
-                    self.metrics.conflict("ordinal");
-                }
-            }
-            if entry != before {
-                changed.push(entry);
-            }
-        }
-        for entry in &changed {
-            self.journal.change(&entry.member, |e| *e = entry.clone());
-            self.write(entry.clone());
-        }
-        !changed.is_empty()
-    }
-
-    /// Writes a changed entry of a member that is promised already; a failure is retried by the
-    /// next change and loses no more than the change.
-    fn write(&mut self, entry: Entry) {
-        let store = self.store.clone();
-        self.tasks.spawn(async move {
-            if let Err(error) = store.put(&entry).await {
-                tracing::error!(member = %entry.member, "journal: {error}");
-            }
-        });
-    }
-
     /// Tells gossip what differs from what it was told.
     async fn publish(&mut self) {
         let Some(gossip) = self.gossip.clone() else { return };
@@ -720,15 +494,6 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         });
     }
 
-    /// From when on this host may judge who gets a thing; or why it may not.
-    fn judging_from(&self) -> Result<Instant, &'static str> {
-        let joined = self.joined_at.ok_or("this host has not joined the region yet; see `warren status`")?;
-        if !self.view.whole {
-            return Err("the region's records are not known whole yet; are the seeds reachable?");
-        }
-        Ok(joined + self.timings.hold)
-    }
-
     async fn step(&mut self, step: Step) {
         match step {
             Step::Claim(call, reply) => {
@@ -769,161 +534,6 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 self.journal.release(&member, Instant::now() + self.quarantine);
                 self.follow().await;
                 let _ = reply.send(self.revision);
-            }
-        }
-    }
-
-    /// A built member becomes ready: it is listened for, and its record names only what is programmed.
-    fn ready(&mut self, member: &MemberId) -> Result<Entry, Refusal> {
-        let gone = || Refusal::new(RefusalKind::Conflict, "the member was detached while it was attached");
-        let refused = self.context.built.borrow().without_ipv6.contains(member);
-        let entry = self.journal.change(member, |e| {
-            e.state = MemberState::Ready;
-            e.address6 = e.address6.filter(|_| !refused);
-        });
-        let entry = entry.cloned().ok_or_else(gone)?;
-        // Not before it is built: a socket bound while lo is down answers from another address.
-        self.names.listen(&entry)?;
-        Ok(entry)
-    }
-
-    fn claim(&mut self, call: Call, container: Container) -> Result<Claimed, Refusal> {
-        let Call { network, container: id, request } = call;
-        let same = |e: &&Entry| e.netns.cookie == container.netns.cookie && e.boot == self.boot;
-        if let Some(entry) = self.journal.live().filter(|e| e.network == network).find(same) {
-            return Ok(match entry.state {
-                MemberState::Ready => Claimed::Existing(entry.clone()),
-                _ => Claimed::Later(Instant::now() + AGAIN, "another call is attaching this container"),
-            });
-        }
-        if let Some(entry) = self.journal.find(network, &id) {
-            let detail =
-                format!("container {id} is member {} of {network} with another namespace", entry.member);
-            return Err(
-                Refusal::new(RefusalKind::Conflict, detail).hint("detach it first, or give another --id")
-            );
-        }
-        if let Some(twin) = self.view.twin {
-            let detail =
-                format!("another machine at {twin} runs as host {}: this one is fenced", self.here.host);
-            return Err(
-                Refusal::new(RefusalKind::Conflict, detail).hint("give one of the two its own certificate")
-            );
-        }
-        match self.judging_from() {
-            Ok(from) if from <= Instant::now() => {}
-            Ok(from) => return Ok(Claimed::Later(from, "this host has only just joined the region")),
-            Err(why) => return Ok(Claimed::Later(Instant::now() + AGAIN, why)),
-        }
-        if self.journal.live().count() >= gossip::record::MEMBERS_MAX {
-            let detail =
-                format!("this host has {} members, the most one host may have", gossip::record::MEMBERS_MAX);
-            return Err(Refusal::new(RefusalKind::Conflict, detail));
-        }
-        let claim = self.ledger.network(network, DEFAULT_SUBNET);
-        overlap(&container, network, claim.subnet)?;
-        let promised = |name: &str| self.journal.live().filter(same).any(|e| e.ifname == name);
-        let ifname = interface(request.ifname.as_deref(), &container, promised)?;
-        let ordinal = self.ordinal(network, &request)?;
-        let hosts: Vec<HostId> = self.view.hosts.keys().cloned().collect();
-        let address = match request.address {
-            Some(asked) => self.ledger.chosen_address(network, claim.subnet, asked).map_err(conflict)?,
-            None => self
-                .ledger
-                .address(network, claim.subnet, &self.here.host, &hosts, &mut rand::rng())
-                .map_err(conflict)?,
-        };
-        let mtu = project::wireguard_mtu(&self.view, &self.here);
-        let entry = Entry {
-            member: MemberId::random(),
-            container: id,
-            network,
-            claim,
-            app: request.app,
-            process: request.process,
-            ordinal: Some(ordinal),
-            ordinal_chosen: request.ordinal.is_some(),
-            netns: container.netns,
-            inode: container.inode,
-            boot: self.boot.clone(),
-            ifname,
-            address,
-            address6: (container.ipv6 && mtu >= project::IPV6_MTU_MIN)
-                .then(|| project::address6(network, address)),
-            private_key: netplumb::state::PrivateKey::generate(),
-            state: MemberState::Joining,
-            counter: self.ledger.next_counter(),
-        };
-        self.journal.insert(entry.clone());
-        Ok(Claimed::New(Box::new(entry), self.hosts_of(network)))
-    }
-
-    fn ordinal(&self, network: NetworkId, request: &crate::attach::Request) -> Result<u32, Refusal> {
-        let Some(asked) = request.ordinal else {
-            return Ok(self.ledger.ordinal(network, request.app, &request.process));
-        };
-        match self.ledger.ordinals.get(&(network, request.app, request.process.clone(), asked)) {
-            None => Ok(asked),
-            Some((host, _, member)) => Err(Refusal::new(
-                RefusalKind::Conflict,
-                format!("{asked}.{} is held by member {member} on host {host}", request.process),
-            )
-            .hint("leave --ordinal out for the next free one")),
-        }
-    }
-
-    /// Other answering hosts with members of a network.
-    fn hosts_of(&self, network: NetworkId) -> Vec<HostId> {
-        let has = |h: &gossip::view::Host| {
-            h.records.members.iter().any(|((pn, _), r)| *pn == network && r.state != MemberState::Released)
-        };
-        let answers = |h: &gossip::view::Host| {
-            matches!(h.standing, gossip::standing::Standing::Answering | gossip::standing::Standing::Late)
-        };
-        let others = self.view.hosts.iter().filter(|(host, _)| **host != self.here.host);
-        others.filter(|(_, h)| answers(h) && has(h)).map(|(host, _)| host.clone()).collect()
-    }
-
-    /// Another host's question: answered when the kernel has followed the record asked about.
-    async fn hear(&mut self, ask: Ask) {
-        let Ok(Question::Applied { network, member, counter }) = serde_json::from_slice(&ask.body) else {
-            // Dropping the reply refuses: a newer version asks what this one does not know.
-            tracing::debug!(from = %ask.from, "a question of an unknown kind");
-            return;
-        };
-        let deadline = Instant::now() + APPLIED_BOUND;
-        self.pending.push(Pending {
-            from: ask.from,
-            network,
-            member,
-            counter,
-            deadline,
-            revision: None,
-            reply: ask.reply,
-        });
-        self.answer_pending();
-        let unknown = self.pending.iter().filter(|p| p.revision.is_none()).map(|p| p.from.clone()).last();
-        if let (Some(gossip), Some(from)) = (&self.gossip, unknown) {
-            gossip.pull(&from);
-        }
-    }
-
-    fn answer_pending(&mut self) {
-        let built = self.context.built.borrow().revision;
-        let now = Instant::now();
-        for mut pending in std::mem::take(&mut self.pending) {
-            let concerned = self.journal.durable().any(|e| e.network == pending.network);
-            let known = self.view.hosts.get(&pending.from).is_some_and(|h| {
-                let record = h.records.members.get(&(pending.network, pending.member.clone()));
-                record.is_some_and(|r| r.counter >= pending.counter)
-            });
-            if known && pending.revision.is_none() {
-                pending.revision = Some(self.revision);
-            }
-            if !concerned || pending.revision.is_some_and(|revision| built >= revision) {
-                let _ = pending.reply.send(b"true".to_vec());
-            } else if now < pending.deadline {
-                self.pending.push(pending);
             }
         }
     }
@@ -989,45 +599,8 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     }
 }
 
-/// How long a question about a record waits for the kernel.
-const APPLIED_BOUND: Duration = Duration::from_secs(2);
-/// How soon a claim that cannot be made yet is tried again.
-const AGAIN: Duration = Duration::from_millis(20);
 /// How long after a refused join the next is tried.
 const JOIN_RETRY: Duration = Duration::from_secs(5);
-
-fn conflict(error: impl std::fmt::Display) -> Refusal {
-    Refusal::new(RefusalKind::Conflict, error.to_string())
-}
-
-/// The view of a host that has just started: the others as it last saw them.
-fn known_view(known: &[KnownHost]) -> View {
-    let mut view = View::default();
-    for host in known {
-        let decode = |(key, value): (&String, &String)| Record::decode(host.host.as_str(), key, value).ok();
-        let (mut networks, mut members, mut own) = (BTreeMap::new(), BTreeMap::new(), None);
-        for record in host.key_values.iter().filter_map(decode) {
-            match record {
-                Record::Host(record) => own = Some(record),
-                Record::Network(pn, record) => drop(networks.insert(pn, record)),
-                Record::Member(pn, member, record) => drop(members.insert((pn, member), record)),
-            }
-        }
-        let Some(own) = own else { continue };
-        let records = gossip::view::HostRecords { host: own, networks, members };
-        view.hosts.insert(
-            host.host.clone(),
-            gossip::view::Host {
-                generation: host.generation,
-                version: host.version,
-                address: host.address,
-                standing: gossip::Standing::Answering,
-                records: Arc::new(records),
-            },
-        );
-    }
-    view
-}
 
 fn member_keys(view: &View) -> impl Iterator<Item = MemberKey> {
     view.hosts.iter().flat_map(|(host, h)| {

@@ -198,7 +198,7 @@ pub struct Call {
 /// What the loop says to a claim.
 pub enum Claimed {
     /// It is a member already.
-    Existing(Entry),
+    Existing(Box<Entry>),
     /// Another call is attaching it, or claims cannot be made yet: ask again then.
     Later(Instant, &'static str),
     /// Claimed and published as joining; these hosts have members of the network.
@@ -238,7 +238,7 @@ impl<K: Kernel, S: Store> Context<K, S> {
         check_request(&call)?;
         let container = self.take(&call.request.netns).await?;
         let (entry, hosts) = match self.claim(call.clone(), container, started + ATTACH_BOUND).await? {
-            Claim::Existing(entry) => return Ok((entry, Applied::default())),
+            Claim::Existing(entry) => return Ok((*entry, Applied::default())),
             Claim::New(entry, hosts) => (*entry, hosts),
         };
         let wait = call.request.wait_ms.map_or(APPLIED_WAIT_DEFAULT, Duration::from_millis);
@@ -386,7 +386,7 @@ impl<K: Kernel, S: Store> Context<K, S> {
 }
 
 enum Claim {
-    Existing(Entry),
+    Existing(Box<Entry>),
     New(Box<Entry>, Vec<HostId>),
 }
 

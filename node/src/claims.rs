@@ -102,17 +102,13 @@ impl Ledger {
 
     fn enter(&mut self, key: &MemberKey, record: &MemberRecord) {
         let address = (key.1, record.address);
-        if self.addresses.contains_key(&address) {
+        if self.addresses.entry(address).or_insert_with(|| key.clone()) != key {
             self.contested_addresses.insert(key.clone());
-        } else {
-            self.addresses.insert(address, key.clone());
         }
         if let Some(n) = record.ordinal {
             let ordinal = (key.1, record.app, record.process.clone(), n);
-            if self.ordinals.contains_key(&ordinal) {
+            if self.ordinals.entry(ordinal).or_insert_with(|| key.clone()) != key {
                 self.contested_ordinals.insert(key.clone());
-            } else {
-                self.ordinals.insert(ordinal, key.clone());
             }
         }
     }

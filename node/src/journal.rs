@@ -92,11 +92,8 @@ impl Journal {
 
     /// Ends a member; its address rests until then.
     pub fn release(&mut self, member: &MemberId, until: Instant) {
-        if let Some(entry) = self.entries.get_mut(member) {
-            if entry.state != MemberState::Released {
-                entry.state = MemberState::Released;
-                self.released.insert(member.clone(), Released { until, torn_down: false });
-            }
+        if self.change(member, |entry| entry.state = MemberState::Released).is_some() {
+            self.released.insert(member.clone(), Released { until, torn_down: false });
         }
     }
 

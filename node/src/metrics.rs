@@ -236,10 +236,19 @@ fn wireguard(sampled: &mut Sampled, traffic: &[Traffic]) {
     }
 }
 
+/// One metric read at a scrape.
+#[derive(Debug)]
+struct SampledFamily {
+    name: String,
+    help: &'static str,
+    counter: bool,
+    samples: Vec<(Labels, f64)>,
+}
+
 /// Figures read at a scrape.
 #[derive(Debug, Default)]
 struct Sampled {
-    families: Vec<(String, &'static str, bool, Vec<(Labels, f64)>)>,
+    families: Vec<SampledFamily>,
     durations: Option<resolver::Durations>,
 }
 
@@ -254,9 +263,12 @@ impl Sampled {
 
     fn add(&mut self, name: &str, help: &'static str, counter: bool, labels: &[(&str, &str)], value: f64) {
         let labels: Labels = labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-        match self.families.iter_mut().find(|(n, ..)| n == name) {
-            Some((.., samples)) => samples.push((labels, value)),
-            None => self.families.push((name.to_owned(), help, counter, vec![(labels, value)])),
+        match self.families.iter_mut().find(|family| family.name == name) {
+            Some(family) => family.samples.push((labels, value)),
+            None => {
+                let samples = vec![(labels, value)];
+                self.families.push(SampledFamily { name: name.to_owned(), help, counter, samples });
+            }
         }
     }
 }
@@ -279,7 +291,7 @@ fn counter_help(name: &str) -> &'static str {
 
 impl Collector for Sampled {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        for (name, help, counter, samples) in &self.families {
+        for SampledFamily { name, help, counter, samples } in &self.families {
             let kind = if *counter { MetricType::Counter } else { MetricType::Gauge };
             let mut family = encoder.encode_descriptor(name, help, None, kind)?;
             for (labels, value) in samples {

@@ -115,11 +115,9 @@ impl Names {
         }
         self.containers.retain(|cookie, _| wanted.contains_key(cookie));
         for (cookie, (networks, entry)) in wanted {
-            if !self.containers.contains_key(&cookie) {
-                if let Err(refusal) = self.listen(entry) {
-                    tracing::warn!(container = %entry.container, "{refusal}");
-                    continue;
-                }
+            if let Err(refusal) = self.listen(entry) {
+                tracing::warn!(container = %entry.container, "{refusal}");
+                continue;
             }
             let scope = Arc::new(self.scope(&networks));
             if let Some(container) = self.containers.get_mut(&cookie) {

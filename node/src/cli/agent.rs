@@ -73,7 +73,8 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
 
 fn log(args: &Args) -> Result<(), Failure> {
     // boringtun logs the expiry of an idle session as an error.
-    let filter = EnvFilter::try_new(format!("{},boringtun=off", args.log)).map_err(|e| Failure::new(format!("--log: {e}")).code(2))?;
+    let filter = EnvFilter::try_new(format!("{},boringtun=off", args.log))
+        .map_err(|e| Failure::new(format!("--log: {e}")).code(2))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_span_events(FmtSpan::NONE);
     let log = log.with_writer(std::io::stderr);
     match args.log_format {

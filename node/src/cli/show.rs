@@ -37,7 +37,7 @@ pub struct StatusArgs {
 
 pub fn ps(client: &Client, args: &PsArgs, out: &Output) -> Result<ExitCode, Failure> {
     let mut members: Vec<MemberRow> = client.get("/v1/members")?;
-    members.retain(|m| args.all || (m.container.is_some() && m.state != MemberState::Released));
+    members.retain(|m| m.state != MemberState::Released && (args.all || m.container.is_some()));
     members.retain(|m| args.network.is_none_or(|network| m.network == network));
     let head = ["MEMBER", "NETWORK", "NAME", "ADDRESS", "STATE", "HOST", "INTERFACE", "CONTAINER"];
     out.rows(&members, &head, |m| {

@@ -1,0 +1,94 @@
+//! What hosts ask each other: whether a new member is in the kernel already.
+
+use std::time::Duration;
+
+use gossip::Ask;
+use gossip::id::{HostId, MemberId, NetworkId};
+use gossip::record::MemberState;
+use netplumb::kernel::Kernel;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::Agent;
+use crate::store::Store;
+
+/// How long a question about a record waits for the kernel.
+pub(super) const APPLIED_BOUND: Duration = Duration::from_secs(2);
+
+/// What one host asks another.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Question {
+    /// Do you have this member in your kernel?
+    Applied { network: NetworkId, member: MemberId, counter: u64 },
+}
+
+/// A question waiting for the kernel.
+pub(super) struct Pending {
+    pub(super) from: HostId,
+    pub(super) network: NetworkId,
+    pub(super) member: MemberId,
+    counter: u64,
+    pub(super) deadline: Instant,
+    pub(super) revision: Option<u64>,
+    reply: oneshot::Sender<Vec<u8>>,
+}
+
+impl<K: Kernel, S: Store + Clone> Agent<K, S> {
+    /// Other answering hosts with members of a network.
+    pub(super) fn hosts_of(&self, network: NetworkId) -> Vec<HostId> {
+        let has = |h: &gossip::view::Host| {
+            h.records.members.iter().any(|((pn, _), r)| *pn == network && r.state != MemberState::Released)
+        };
+        let answers = |h: &gossip::view::Host| {
+            matches!(h.standing, gossip::standing::Standing::Answering | gossip::standing::Standing::Late)
+        };
+        let others = self.view.hosts.iter().filter(|(host, _)| **host != self.here.host);
+        others.filter(|(_, h)| answers(h) && has(h)).map(|(host, _)| host.clone()).collect()
+    }
+
+    /// Another host's question: answered when the kernel has followed the record asked about.
+    pub(super) async fn hear(&mut self, ask: Ask) {
+        let Ok(Question::Applied { network, member, counter }) = serde_json::from_slice(&ask.body) else {
+            // Dropping the reply refuses: a newer version asks what this one does not know.
+            tracing::debug!(from = %ask.from, "a question of an unknown kind");
+            return;
+        };
+        let deadline = Instant::now() + APPLIED_BOUND;
+        self.pending.push(Pending {
+            from: ask.from,
+            network,
+            member,
+            counter,
+            deadline,
+            revision: None,
+            reply: ask.reply,
+        });
+        self.answer_pending();
+        let unknown = self.pending.iter().rfind(|p| p.revision.is_none()).map(|p| p.from.clone());
+        if let (Some(gossip), Some(from)) = (&self.gossip, unknown) {
+            gossip.pull(&from);
+        }
+    }
+
+    pub(super) fn answer_pending(&mut self) {
+        let built = self.context.built.borrow().revision;
+        let now = Instant::now();
+        for mut pending in std::mem::take(&mut self.pending) {
+            let concerned = self.journal.durable().any(|e| e.network == pending.network);
+            let known = self.view.hosts.get(&pending.from).is_some_and(|h| {
+                let record = h.records.members.get(&(pending.network, pending.member.clone()));
+                record.is_some_and(|r| r.counter >= pending.counter)
+            });
+            if known && pending.revision.is_none() {
+                pending.revision = Some(self.revision);
+            }
+            if !concerned || pending.revision.is_some_and(|revision| built >= revision) {
+                let _ = pending.reply.send(b"true".to_vec());
+            } else if now < pending.deadline {
+                self.pending.push(pending);
+            }
+        }
+    }
+}

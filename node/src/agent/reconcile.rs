@@ -1,0 +1,109 @@
+//! The task that makes the kernel follow what is wanted, and says what it built.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use gossip::id::MemberId;
+use netplumb::kernel::Kernel;
+use netplumb::plan::Prune;
+use netplumb::state::{Desired, Ours};
+use netplumb::{Reconciler, Report};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::attach::Refusal;
+use crate::metrics::Metrics;
+
+/// How often the kernel is compared whole with what it should hold.
+pub(super) const AUDIT: Duration = Duration::from_secs(30);
+
+/// What has been built: the reconciler's answer to a revision.
+#[derive(Debug, Clone, Default)]
+pub struct Built {
+    /// The last revision the kernel was made to follow.
+    pub revision: u64,
+    /// Members of which something could not be built or removed.
+    pub failed: BTreeMap<MemberId, Refusal>,
+    /// Members whose container refused the IPv6 address.
+    pub without_ipv6: BTreeSet<MemberId>,
+    /// Operations that failed, in words, whatever they belong to.
+    pub errors: Vec<String>,
+}
+
+/// What the kernel should be made to follow.
+#[derive(Clone)]
+pub(super) struct Wanted {
+    pub(super) revision: u64,
+    pub(super) desired: Arc<Desired>,
+    pub(super) ours: Arc<Ours>,
+    pub(super) prune: Prune,
+}
+
+/// Makes the kernel follow what is wanted: at once when that changes, again with backoff after an
+/// error, and one network at a time for drift.
+pub(super) async fn reconcile<K: Kernel>(
+    kernel: Arc<K>,
+    mut wants: watch::Receiver<Wanted>,
+    build: watch::Sender<Arc<Built>>,
+    metrics: Arc<Metrics>,
+) {
+    const BACKOFF_MIN: Duration = Duration::from_millis(500);
+    const BACKOFF_MAX: Duration = Duration::from_secs(30);
+    let mut reconciler = Reconciler::new(kernel);
+    let mut backoff = BACKOFF_MIN;
+    let mut retry: Option<Instant> = None;
+    let mut audit = Instant::now() + AUDIT;
+    loop {
+        let audited = tokio::select! {
+            changed = wants.changed() => match changed {
+                Ok(()) => false,
+                Err(_) => return,
+            },
+            () = tokio::time::sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => false,
+            () = tokio::time::sleep_until(audit) => true,
+        };
+        let wanted = wants.borrow_and_update().clone();
+        if wanted.revision == 0 {
+            audit = Instant::now() + AUDIT;
+            continue;
+        }
+        let started = Instant::now();
+        let report = if audited {
+            // One network at a time, all of them within the period.
+            audit = started + AUDIT / wanted.ours.networks.len().max(1) as u32;
+            reconciler.audit(&wanted.desired, &wanted.ours, wanted.prune).await
+        } else {
+            reconciler.reconcile(&wanted.desired, &wanted.ours, wanted.prune).await
+        };
+        metrics.reconciled(&report, started.elapsed());
+        let answer = answer(&wanted, &report);
+        for error in &answer.errors {
+            tracing::warn!(revision = wanted.revision, "{error}");
+        }
+        (retry, backoff) = if answer.errors.is_empty() {
+            (None, BACKOFF_MIN)
+        } else {
+            (Some(Instant::now() + backoff), (backoff * 2).min(BACKOFF_MAX))
+        };
+        build.send_replace(Arc::new(answer));
+    }
+}
+
+fn answer(wanted: &Wanted, report: &Report) -> Built {
+    let mut built = Built { revision: wanted.revision, ..Built::default() };
+    for (network, members) in &wanted.ours.networks {
+        for id in members.keys() {
+            if let (Some(error), Ok(member)) = (report.failed(network, id), id.parse()) {
+                built.failed.insert(member, Refusal::from(error));
+            }
+            if report.without_ipv6(network, id) {
+                built.without_ipv6.extend(id.parse::<MemberId>());
+            }
+        }
+    }
+    let unseen = report.unseen.iter().map(|(network, error)| format!("{network}: {error}"));
+    built.errors =
+        unseen.chain(report.errors().map(|(op, error)| format!("{}: {error}", op.network()))).collect();
+    built
+}
