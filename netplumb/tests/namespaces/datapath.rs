@@ -216,6 +216,27 @@ async fn detach_leaves_nothing_behind_and_touches_nothing_else() {
 }
 
 #[tokio::test]
+async fn nothing_of_ours_pins_a_container_or_changes_the_host() {
+    let mut world = World::new();
+    world.hosts[0].space.run("echo 1 > /proc/sys/net/ipv4/ip_forward");
+    world.attach().await;
+    let sysctls = "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/disable_ipv6 | tr '\\n' ' '";
+    assert_eq!(world.hosts[0].space.run(sysctls), "1 0 ");
+    for name in [format!("net-{NETWORK}"), "bind-a".to_owned()] {
+        assert_eq!(run_at(&world.hosts[0].netns_of(&name), sysctls), "0 1 ");
+    }
+    let World { hosts, containers: [ended, _other], .. } = world;
+    assert!(hosts[0].space.succeeds("ip link show docker0"));
+    drop(ended);
+    // The other end of its eth0 goes only with the namespace itself.
+    let deadline = Instant::now() + PATIENCE;
+    while hosts[0].space.succeeds("ip link show docker0") {
+        assert!(Instant::now() < deadline, "something keeps the container's namespace");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
 async fn an_agent_that_starts_again_finds_everything() {
     let mut world = World::new();
     world.attach().await;
