@@ -33,7 +33,10 @@ pub struct Answer {
 /// Errors: nobody listens, no answer within `bound`, or none that can be read.
 pub fn lookup(name: &str, kind: RecordType, bound: Duration) -> io::Result<Answer> {
     let invalid = |e: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidData, e.to_string());
-    let name = Name::from_str(name).map_err(|e| invalid(&e))?.append_domain(&Name::root()).map_err(|e| invalid(&e))?;
+    let name = Name::from_str(name)
+        .map_err(|e| invalid(&e))?
+        .append_domain(&Name::root())
+        .map_err(|e| invalid(&e))?;
     let id = name.num_labels().into();
     let mut query = Message::new(id, MessageType::Query, OpCode::Query);
     query.metadata.recursion_desired = true;

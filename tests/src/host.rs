@@ -45,7 +45,8 @@ impl Host {
         let netns = Netns::make(&dir.join("netns"));
         let address = underlay_address(number);
         let peer = netns.path().display();
-        site.underlay.run(&format!("ip link add p{number} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {peer}"));
+        site.underlay
+            .run(&format!("ip link add p{number} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {peer}"));
         site.underlay.run(&format!("ip link set p{number} master br0 up"));
         netns.run("ip link set lo up");
         netns.run("ip link set eth0 up");
@@ -137,7 +138,9 @@ impl Host {
     pub fn write_config(&self) -> PathBuf {
         let path = self.dir.join("agent.toml");
         let hosts = lock(&self.site.hosts).len().min(2) as u8;
-        let seeds = (1..=hosts).filter(|n| *n != self.number).map(|n| format!("\"{}:{GOSSIP_PORT}\"", underlay_address(n)));
+        let seeds = (1..=hosts)
+            .filter(|n| *n != self.number)
+            .map(|n| format!("\"{}:{GOSSIP_PORT}\"", underlay_address(n)));
         let (dir, region) = (self.dir.display(), self.site.dir.join("region"));
         let text = format!(
             "region = \"{REGION}\"\nhost = \"{name}\"\nstate_dir = \"{dir}/state\"\nrun_dir = \"{dir}/run\"\n\
@@ -208,7 +211,9 @@ impl Host {
     #[track_caller]
     pub fn wait_hosts(&self, n: usize) {
         eventually(seconds(20), &format!("{} sees {n} hosts answering", self.name), || {
-            let rows = self.warren(&["hosts", "-o", "json"]).rows();
+            let hosts = self.warren(&["hosts", "-o", "json"]);
+            want(hosts.code == 0, &hosts)?;
+            let rows = hosts.rows();
             want(rows.iter().filter(|row| row["standing"] == "answering").count() == n, &rows)
         });
     }
@@ -250,7 +255,8 @@ impl Host {
     pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let text = self.get("/metrics").unwrap_or_else(|e| panic!("metrics of {}: {e}", self.name)).body;
         let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
-        let lines = text.lines().filter(of_name).filter(|line| labels.iter().all(|label| line.contains(label)));
+        let lines =
+            text.lines().filter(of_name).filter(|line| labels.iter().all(|label| line.contains(label)));
         lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
@@ -311,7 +317,8 @@ impl Host {
             *containers + 1
         };
         let (netns, port) = (container.netns(), container.port());
-        self.netns.run(&format!("ip link add {port} type veth peer name eth0 netns {}", netns.path().display()));
+        self.netns
+            .run(&format!("ip link add {port} type veth peer name eth0 netns {}", netns.path().display()));
         self.netns.run(&format!("ip link set {port} master docker0 up"));
         netns.run("ip link set eth0 up");
         netns.run(&format!("ip address add {}/24 dev eth0", docker_address(self.number, last)));

@@ -29,7 +29,13 @@ impl Answer {
 }
 
 /// Sends one request and reads the answer to its end. `kind` is the body's content type.
-pub fn ask(mut on: impl Read + Write, method: &str, path: &str, kind: &str, body: &[u8]) -> io::Result<Answer> {
+pub fn ask(
+    mut on: impl Read + Write,
+    method: &str,
+    path: &str,
+    kind: &str,
+    body: &[u8],
+) -> io::Result<Answer> {
     let head = format!(
         "{method} {path} HTTP/1.1\r\nhost: warren\r\nconnection: close\r\ncontent-type: {kind}\r\n\
          content-length: {}\r\n\r\n",
@@ -46,6 +52,7 @@ pub fn ask(mut on: impl Read + Write, method: &str, path: &str, kind: &str, body
     }
     let text = String::from_utf8_lossy(&bytes);
     let (head, body) = text.split_once("\r\n\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
-    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+    let status =
+        head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
     Ok(Answer { status, head: head.lines().skip(1).map(str::to_lowercase).collect(), body: body.to_owned() })
 }

@@ -87,9 +87,7 @@ impl Lab {
     /// Hosts with these names, each with its agent ready and every agent seeing all of them.
     pub fn region(&self, names: &[&str]) -> Vec<Host> {
         let hosts: Vec<Host> = names.iter().map(|name| self.host(name)).collect();
-        hosts.iter().for_each(Host::start_agent);
-        hosts.iter().for_each(Host::wait_ready);
-        hosts.iter().for_each(|host| host.wait_hosts(names.len()));
+        start(&hosts);
         hosts
     }
 
@@ -112,11 +110,21 @@ impl Lab {
         }
         for (host, netns) in self.site.containers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             if netns.exists() {
-                left.extend(left_in_container(netns).map(|what| format!("{host} {}: {what}", netns.path().display())));
+                left.extend(
+                    left_in_container(netns).map(|what| format!("{host} {}: {what}", netns.path().display())),
+                );
             }
         }
         left
     }
+}
+
+/// Starts all agents together, and waits until each is ready and sees all of them.
+#[track_caller]
+pub fn start(hosts: &[Host]) {
+    hosts.iter().for_each(Host::start_agent);
+    hosts.iter().for_each(Host::wait_ready);
+    hosts.iter().for_each(|host| host.wait_hosts(hosts.len()));
 }
 
 /// The address of the host with this number.
@@ -149,13 +157,16 @@ fn left_on_host(dir: &Path) -> Vec<String> {
 
 fn left_in_container(netns: &Netns) -> impl Iterator<Item = String> + use<> {
     let tables = netns.run("nft list tables");
-    let routes = netns.run("ip route show table all proto 87") + &netns.run("ip -6 route show table all proto 87");
+    let routes =
+        netns.run("ip route show table all proto 87") + &netns.run("ip -6 route show table all proto 87");
     let sockets = netns.run("ss -Hlntu");
     let lines = |text: &str, what: &str, mark: &str| -> Vec<String> {
         text.lines().filter(|l| l.contains(mark)).map(|l| format!("{what} {}", l.trim())).collect()
     };
-    let links = link_names(netns).into_iter().filter(|name| name.starts_with("wg")).map(|n| format!("link {n}"));
-    let found = [lines(&tables, "", "warren"), lines(&routes, "route", ""), lines(&sockets, "socket", ":61053")];
+    let links =
+        link_names(netns).into_iter().filter(|name| name.starts_with("wg")).map(|n| format!("link {n}"));
+    let found =
+        [lines(&tables, "", "warren"), lines(&routes, "route", ""), lines(&sockets, "socket", ":61053")];
     found.into_iter().flatten().chain(links)
 }
 
@@ -170,7 +181,8 @@ impl Site {
     /// Reads every agent's log.
     fn logs(&self) -> Vec<(String, String)> {
         let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let log = |host: &String| fs::read_to_string(self.dir.join(host).join("agent.log")).unwrap_or_default();
+        let log =
+            |host: &String| fs::read_to_string(self.dir.join(host).join("agent.log")).unwrap_or_default();
         hosts.iter().map(|host| (host.clone(), log(host))).collect()
     }
 }

@@ -173,6 +173,7 @@ fn never_fragment(socket: &Socket, ipv6: bool) -> io::Result<()> {
     };
     let length = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: `value` is an integer of the length given, and outlives the call.
-    let set = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
+    let set =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
     if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
