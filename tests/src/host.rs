@@ -104,6 +104,11 @@ impl Host {
         self
     }
 
+    /// Forgets what [`Host::set`] was told.
+    pub fn unset(&self) {
+        lock(&self.settings).clear();
+    }
+
     /// Issues this host's certificate from the CA in `region`, with further arguments.
     pub fn issue(&self, region: &Path, more: &[&str]) -> Outcome {
         let (dir, address) = (region.display().to_string(), self.address().to_string());
@@ -132,6 +137,13 @@ impl Host {
         };
         let stderr = self.log()[started..].to_owned();
         Outcome { command: "warren agent".into(), code: status, stdout: String::new(), stderr }
+    }
+
+    /// Runs a program in the host's namespace, to its end: `warren agent` as another user, say.
+    pub fn run(&self, program: &str, args: &[&str]) -> Outcome {
+        let output = self.netns.command(program).args(args).output();
+        let output = output.unwrap_or_else(|e| panic!("cannot run {program}: {e}"));
+        Outcome::of(format!("{program} {}", args.join(" ")), &output)
     }
 
     /// Writes `agent.toml` as the next start would use it: its path.
