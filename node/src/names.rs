@@ -98,13 +98,10 @@ impl Names {
         Ok(())
     }
 
-    /// Makes zones, scopes and listeners follow the view and the journal. While this host is the
-    /// one cut off, answers stay as they were.
+    /// Makes zones, scopes and listeners follow the view and the journal.
     pub fn follow(&mut self, view: &View, ledger: &Ledger, journal: &Journal) {
         let here: BTreeSet<NetworkId> = journal.live().map(|e| e.network).collect();
-        if !view.cut_off {
-            self.build(view, ledger, journal, &here);
-        }
+        self.build(view, ledger, journal, &here);
         // A view that is not whole but holds hosts is the persisted one: better than silence.
         self.synced |= view.whole || view.hosts.len() > 1;
 

@@ -187,11 +187,12 @@ fn live_members<'a>(
 }
 
 /// Every member of a network that names resolve to: ready, holding its address, on a host that
-/// answers. A contested ordinal is left out of the numbered name only.
+/// answers; while this host is the one cut off, on a dead host too, for then it is the others that
+/// can answer. A contested ordinal is left out of the numbered name only.
 pub fn zone_members(view: &View, ledger: &Ledger) -> BTreeMap<NetworkId, Vec<ZoneMember>> {
     let mut zones: BTreeMap<NetworkId, Vec<ZoneMember>> = BTreeMap::new();
     for (key, standing, record) in live_members(view, ledger) {
-        let answered = matches!(standing, Standing::Answering | Standing::Away | Standing::Late);
+        let answered = standing.answers() || (view.cut_off && standing == Standing::Dead);
         if record.state != MemberState::Ready || !answered {
             continue;
         }
@@ -201,7 +202,7 @@ pub fn zone_members(view: &View, ledger: &Ledger) -> BTreeMap<NetworkId, Vec<Zon
             ordinal: record.ordinal.filter(|_| !ledger.contested_ordinals.contains(&key)),
             address: record.address,
             address6: record.address6,
-            late: standing == Standing::Late,
+            late: matches!(standing, Standing::Late | Standing::Dead),
         });
     }
     zones
@@ -363,6 +364,16 @@ mod tests {
                 "{standing:?}"
             );
         }
+    }
+
+    #[test]
+    fn the_one_cut_off_keeps_its_names() {
+        let own = [entry(1, MemberState::Ready)];
+        let remote = [entry(3, MemberState::Ready)];
+        let mut view = view(&[("a", Standing::Answering, &own), ("b", Standing::Dead, &remote)]);
+        view.cut_off = true;
+        let (_, ledger) = project(&view, &own);
+        assert_eq!(zone_members(&view, &ledger)[&pn()].len(), 2);
     }
 
     #[test]
