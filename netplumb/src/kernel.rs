@@ -36,6 +36,16 @@ pub trait Kernel: Send + Sync + 'static {
     /// enough while sockets of ours pin the namespace: an inode in use is not given twice.
     fn alive(&self, netns: &NetnsRef, inode: u64) -> impl Future<Output = bool> + Send;
 
+    /// Removes the namespaces in the run directory that `ours` does not name: what an earlier life of
+    /// this agent left whose journal is lost. The directory is this agent's alone.
+    fn sweep(&self, ours: &Ours) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Removes what bears our mark in a container that no journal entry names, see
+    /// [`Container::leftovers`].
+    ///
+    /// Errors: [`Error::NetnsGone`], [`Error::NetnsRecycled`].
+    fn clean(&self, netns: &NetnsRef) -> impl Future<Output = Result<(), Error>> + Send;
+
     /// What stands of `ours`.
     fn observe(&self, ours: &Ours) -> impl Future<Output = Result<Observed, Error>> + Send;
 
@@ -61,6 +71,14 @@ impl<K: Kernel> Kernel for Arc<K> {
 
     fn alive(&self, netns: &NetnsRef, inode: u64) -> impl Future<Output = bool> + Send {
         (**self).alive(netns, inode)
+    }
+
+    fn sweep(&self, ours: &Ours) -> impl Future<Output = Result<(), Error>> + Send {
+        (**self).sweep(ours)
+    }
+
+    fn clean(&self, netns: &NetnsRef) -> impl Future<Output = Result<(), Error>> + Send {
+        (**self).clean(netns)
     }
 
     fn observe(&self, ours: &Ours) -> impl Future<Output = Result<Observed, Error>> + Send {
@@ -103,12 +121,15 @@ pub struct Container {
     pub links: BTreeSet<String>,
     /// Its addresses with their prefixes.
     pub addresses: Vec<IpNet>,
-    /// Its routes but for default ones and the kernel's own of `local` tables.
+    /// Its routes but for default ones, those that bear our mark, and the kernel's own of `local`
+    /// tables.
     pub routes: Vec<Route>,
     /// It has IPv6 at all; single interfaces may have it off.
     pub ipv6: bool,
     /// The guard can be installed there.
     pub nf_tables: bool,
+    /// Routes or rules that bear our mark stand there: a member's, or what is left of one.
+    pub leftovers: bool,
 }
 
 /// A route found in a container.

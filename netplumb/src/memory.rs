@@ -74,6 +74,7 @@ impl MemoryKernel {
             routes: Vec::new(),
             ipv6: true,
             nf_tables: true,
+            leftovers: false,
         };
         host.containers.insert(path, Running { pid, container });
         netns
@@ -157,6 +158,25 @@ impl Kernel for MemoryKernel {
 
     async fn alive(&self, netns: &NetnsRef, inode: u64) -> bool {
         self.host().containers.get(&netns.path).is_some_and(|running| running.container.inode == inode)
+    }
+
+    async fn sweep(&self, ours: &Ours) -> Result<(), Error> {
+        let mut host = self.host();
+        host.state.networks.retain(|name, _| ours.networks.contains_key(name));
+        for (name, network) in &mut host.state.networks {
+            network.members.retain(|id, _| ours.networks[name].contains_key(id));
+        }
+        Ok(())
+    }
+
+    async fn clean(&self, netns: &NetnsRef) -> Result<(), Error> {
+        let mut host = self.host();
+        host.find(netns)?;
+        let path = netns.path.clone();
+        if let Some(running) = host.containers.get_mut(&path) {
+            running.container.leftovers = false;
+        }
+        Ok(())
     }
 
     async fn observe(&self, ours: &Ours) -> Result<Observed, Error> {

@@ -12,7 +12,7 @@ mod route;
 mod socket;
 mod wireguard;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -135,6 +135,16 @@ impl Kernel for NetlinkKernel {
         fs::metadata(&netns.path).is_ok_and(|found| found.ino() == inode)
     }
 
+    async fn sweep(&self, ours: &Ours) -> Result<(), Error> {
+        let ours = ours.clone();
+        self.blocking(move |host| host.sweep(&ours)).await
+    }
+
+    async fn clean(&self, netns: &NetnsRef) -> Result<(), Error> {
+        let netns = netns.clone();
+        self.blocking(move |_| netns.enter(inside::clean)?).await
+    }
+
     async fn observe(&self, ours: &Ours) -> Result<Observed, Error> {
         let ours = ours.clone();
         self.blocking(move |host| host.observe(&ours)).await
@@ -249,6 +259,17 @@ impl Host {
             let index = route.index(LOOPBACK)?;
             route.set_link(index, vec![LinkAttribute::IfAlias(alias.to_owned())], true)
         })
+    }
+
+    fn sweep(&self, ours: &Ours) -> Result<(), Error> {
+        let members = ours.networks.values().flat_map(|members| members.keys().map(|id| binding_name(id)));
+        let named: BTreeSet<String> =
+            ours.networks.keys().map(|name| fabric_name(name)).chain(members).collect();
+        for name in self.namespaces.names()?.into_iter().filter(|name| !named.contains(name)) {
+            tracing::warn!(name, "a namespace that the journal does not name: removed");
+            self.drop_namespace(&name)?;
+        }
+        Ok(())
     }
 
     fn drop_namespace(&self, name: &str) -> Result<(), Error> {

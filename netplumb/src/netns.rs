@@ -196,6 +196,16 @@ impl Namespaces {
         Namespaces { directory: run_dir.join("netns") }
     }
 
+    /// The names of those that are there.
+    pub(crate) fn names(&self) -> Result<Vec<String>, Error> {
+        let failed = |error: io::Error| Error::kernel("list our network namespaces", error);
+        match fs::read_dir(&self.directory) {
+            Ok(entries) => Ok(entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
     /// The namespace `name`, if it is there.
     pub(crate) fn open(&self, name: &str) -> Result<Option<OwnedFd>, Error> {
         match open(&self.path(name)?) {

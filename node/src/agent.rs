@@ -32,6 +32,7 @@ use crate::metrics::Metrics;
 use crate::names::{Listen, Names};
 use crate::project::{self, Here};
 use crate::store::{Entry, Store, Stored};
+use claim::READDRESS_PER_TICK;
 use join::{Join, Joined, known_view, settle, start_delay};
 use question::{Pending, Question};
 use reconcile::{Wanted, reconcile};
@@ -40,6 +41,8 @@ use reconcile::{Wanted, reconcile};
 const YOUNG: Duration = Duration::from_secs(10);
 /// How often the containers of own members are looked at, and quarantines end.
 const TICK: Duration = Duration::from_secs(1);
+/// How often it is said that no seed answers.
+const LONELY: Duration = Duration::from_secs(60);
 /// How often the other hosts are written down.
 const REMEMBER: Duration = Duration::from_secs(5);
 
@@ -146,6 +149,7 @@ where
     seams.store.set_starts(&starts)?;
     let kernel = Arc::new(seams.kernel);
     let entries = settle(entries, &seams.boot, &*kernel, &seams.store).await?;
+    kernel.sweep(&project::ours(&entries)).await?;
     let here = Here {
         region: config.region.clone(),
         host: config.host.clone(),
@@ -191,6 +195,8 @@ where
     };
     let mut tasks = JoinSet::new();
     tasks.spawn(reconcile(kernel.clone(), wants, build, metrics.clone()));
+    let own = config.gossip.advertise.to_string();
+    let seeds = config.gossip.seeds.iter().filter(|seed| **seed != own).cloned().collect();
     let join = Join {
         config: gossip::Config {
             region: config.region.clone(),
@@ -231,6 +237,9 @@ where
         revision: 0,
         want,
         snapshot,
+        readdresses_left: READDRESS_PER_TICK,
+        lonely_told: None,
+        seeds,
         watching: None,
         remembered: Vec::new(),
         tasks,
@@ -269,6 +278,11 @@ struct Agent<K, S> {
     revision: u64,
     want: watch::Sender<Wanted>,
     snapshot: watch::Sender<Snapshot>,
+    /// How many own members may be re-addressed until the next tick.
+    readdresses_left: usize,
+    /// When it was last said that no seed answers.
+    lonely_told: Option<Instant>,
+    seeds: Vec<String>,
     watching: Option<tokio::task::AbortHandle>,
     remembered: Vec<KnownHost>,
     tasks: JoinSet<()>,
@@ -379,7 +393,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     async fn follow(&mut self) {
         let view = self.with_own(&self.view);
         let mut ledger = Ledger::of(&view);
-        let view = if self.yield_contested(&ledger) {
+        let view = if self.yield_contested(&mut ledger) {
             let view = self.with_own(&self.view);
             ledger = Ledger::of(&view);
             view
@@ -440,7 +454,6 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         match gossip.publish(changes).await {
             Ok(()) => {
                 self.published = target;
-                self.view = gossip.view().borrow().clone();
             }
             Err(error) => tracing::error!("own records were refused: {error}"),
         }
@@ -553,6 +566,11 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     }
 
     async fn on_tick(&mut self) {
+        self.tell_lonely();
+        self.readdresses_left = READDRESS_PER_TICK;
+        if !self.ledger.contested_addresses.is_empty() {
+            self.follow().await;
+        }
         let expired = self.journal.expire(Instant::now());
         if !expired.is_empty() {
             for entry in expired {
@@ -581,6 +599,22 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         }
         // Whether claims can be made depends on the time.
         self.tell();
+    }
+
+    /// Says once a minute that no seed answers: the host serves its own containers meanwhile.
+    fn tell_lonely(&mut self) {
+        let now = Instant::now();
+        let answered = self.view.answering().any(|(host, _)| *host != self.here.host);
+        let early = self.joined_at.is_none_or(|joined| now - joined < self.timings.hold);
+        if answered || early || self.seeds.is_empty() {
+            self.lonely_told = None;
+        } else if self.lonely_told.is_none_or(|told| now - told >= LONELY) {
+            self.lonely_told = Some(now);
+            let seeds = self.seeds.join(", ");
+            tracing::warn!(
+                "no other host answers: trying the seeds ({seeds}) for ever, serving this host's containers"
+            );
+        }
     }
 
     fn remember(&mut self) {

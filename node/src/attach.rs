@@ -200,7 +200,9 @@ pub enum Claimed {
     /// It is a member already.
     Existing(Box<Entry>),
     /// Another call is attaching it, or claims cannot be made yet: ask again then.
-    Later(Instant, &'static str),
+    Later(Instant, String),
+    /// Something of an earlier member stands in the container, and no journal entry names it.
+    Leftovers,
     /// Claimed and published as joining; these hosts have members of the network.
     New(Box<Entry>, Vec<HostId>),
 }
@@ -251,14 +253,14 @@ impl<K: Kernel, S: Store> Context<K, S> {
         let applied = match tokio::join!(made, asked) {
             (Ok(()), applied) => applied,
             (Err(refusal), _) => {
-                self.release(&member).await;
+                self.release(entry).await;
                 return Err(refusal);
             }
         };
         match self.ready(&member).await {
             Ok(entry) => Ok((entry, applied)),
             Err(refusal) => {
-                self.release(&member).await;
+                self.release(entry).await;
                 Err(refusal)
             }
         }
@@ -299,19 +301,20 @@ impl<K: Kernel, S: Store> Context<K, S> {
     }
 
     /// Step 2 and 3: the loop claims the things and publishes the member as joining.
-    async fn claim(&self, call: Call, container: Container, deadline: Instant) -> Result<Claim, Refusal> {
+    async fn claim(&self, call: Call, mut container: Container, deadline: Instant) -> Result<Claim, Refusal> {
         loop {
-            let (call, container) = (call.clone(), container.clone());
-            match self.step(|reply| Step::Claim(Box::new((call, container)), reply)).await?? {
+            let asked = Box::new((call.clone(), container.clone()));
+            match self.step(|reply| Step::Claim(asked, reply)).await?? {
                 Claimed::Existing(entry) => return Ok(Claim::Existing(entry)),
                 Claimed::New(entry, hosts) => return Ok(Claim::New(entry, hosts)),
+                Claimed::Leftovers => {
+                    self.kernel.clean(&container.netns).await.map_err(|e| Refusal::from(&e))?;
+                    container = self.take(&call.request.netns).await?;
+                }
                 Claimed::Later(then, why) if then > deadline => {
                     return Err(Refusal::new(RefusalKind::Unready, why));
                 }
                 Claimed::Later(then, _) => tokio::time::sleep_until(then).await,
-            }
-            if Instant::now() >= deadline {
-                return Err(Refusal::new(RefusalKind::Timeout, "the attach did not end in time"));
             }
         }
     }
@@ -359,9 +362,12 @@ impl<K: Kernel, S: Store> Context<K, S> {
         Ok(entry)
     }
 
-    async fn release(&self, member: &MemberId) {
-        if let Ok(revision) = self.step(|reply| Step::Release(member.clone(), reply)).await {
-            // Best effort: what is left is torn down from the journal.
+    async fn release(&self, mut entry: Entry) {
+        if let Ok(revision) = self.step(|reply| Step::Release(entry.member.clone(), reply)).await {
+            entry.state = MemberState::Released;
+            // Best effort, as the store may be what has failed: an entry that stays as joining is
+            // released at the next start, and what is left is torn down from the journal.
+            let _ = self.store.put(&entry).await;
             let _ = self.built(revision, Instant::now() + ATTACH_BOUND).await;
         }
     }
@@ -486,6 +492,7 @@ mod tests {
                 .collect(),
             ipv6: true,
             nf_tables: true,
+            leftovers: false,
         }
     }
 

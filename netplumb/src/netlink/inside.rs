@@ -141,7 +141,8 @@ pub(crate) fn survey(netns: NetnsRef, inode: u64, own: bool) -> io::Result<Conta
     let mut route = Rtnl::here()?;
     let links = route.links()?;
     let name = |index: u32| links.values().find(|link| link.index == index).map(|link| link.name.clone());
-    let routes = route.routes()?.into_iter().filter(|route| route.destination.prefix_len() > 0);
+    let (ours, others): (Vec<_>, Vec<_>) = route.routes()?.into_iter().partition(|route| route.ours);
+    let routes = others.into_iter().filter(|route| route.destination.prefix_len() > 0);
     let routes: BTreeSet<Route> = routes
         .map(|route| Route { destination: route.destination, device: route.index.and_then(name) })
         .collect();
@@ -154,6 +155,7 @@ pub(crate) fn survey(netns: NetnsRef, inode: u64, own: bool) -> io::Result<Conta
         addresses,
         ipv6: netns::has_ipv6(),
         nf_tables: nft::supported(),
+        leftovers: !ours.is_empty() || nft::stands(),
         links: links.into_keys().collect(),
     })
 }
@@ -213,4 +215,18 @@ fn refused(change: &InsideChange, site: &Site, error: io::Error) -> Error {
             Error::kernel(format!("do `{op}` for {} in {}", site.ifname, site.netns.path.display()), error)
         }
     }
+}
+
+/// Removes every route that bears our mark, and the table, from the calling thread's namespace.
+pub(crate) fn clean() -> Result<(), Error> {
+    let failed = |error| Error::kernel("remove what is left of an earlier member", error);
+    let mut route = Rtnl::here().map_err(failed)?;
+    for seen in route.routes().map_err(failed)?.into_iter().filter(|seen| seen.ours) {
+        let removed = match seen.index {
+            Some(index) if !seen.unreachable => route.delete_route(index, seen.destination),
+            _ => route.delete_unreachable(seen.destination),
+        };
+        removed.map_err(failed)?;
+    }
+    Ok(nft::clear()?)
 }

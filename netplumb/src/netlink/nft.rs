@@ -99,6 +99,27 @@ pub fn remove(member: &str) -> Result<(), NftError> {
     }
 }
 
+/// Removes the table with everybody's rules. An absent one is no error.
+pub fn clear() -> Result<(), NftError> {
+    match open().and_then(|mut transactions| {
+        let table = Table::read(&mut transactions).map_err(|error| refused(READ, error))?;
+        if !table.exists {
+            return Ok(());
+        }
+        transactions
+            .batch(vec![delete_table()], End::Commit)
+            .map_err(|error| refused("remove the table", error))
+    }) {
+        Err(NftError::Unsupported(_)) => Ok(()),
+        cleared => cleared,
+    }
+}
+
+/// Whether the table stands in the calling thread's network namespace, whole or not.
+pub fn stands() -> bool {
+    open().is_ok_and(|mut transactions| Table::read(&mut transactions).is_ok_and(|table| table.exists))
+}
+
 /// The members whose rules stand whole in the calling thread's network namespace. A chain that was
 /// flushed or edited, by whomever, is not among them; nor is any while the shared DNS chain is not
 /// whole or the table sleeps.
@@ -247,13 +268,16 @@ fn removal(chain: &str, table: &Table) -> Vec<NfTablesMessage> {
     if !table.exists {
         Vec::new()
     } else if !others {
-        let name = TableAttribute::Name(TABLE.to_owned());
-        vec![NfTablesMessage::DeleteTable(TableMessage { attributes: vec![name] })]
+        vec![delete_table()]
     } else if table.chains.contains_key(chain) {
         vec![flush(chain), delete(chain)]
     } else {
         Vec::new()
     }
+}
+
+fn delete_table() -> NfTablesMessage {
+    NfTablesMessage::DeleteTable(TableMessage { attributes: vec![TableAttribute::Name(TABLE.to_owned())] })
 }
 
 fn create(chain: &str, hook: InetHookNumber) -> NfTablesMessage {

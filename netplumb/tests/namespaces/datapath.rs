@@ -215,6 +215,28 @@ async fn detach_leaves_nothing_behind_and_touches_nothing_else() {
     assert!(world.ping(56));
 }
 
+/// The userspace interface goes with its engine, as with an agent that ended; what stays bears our
+/// mark, and nothing names it any more.
+#[tokio::test]
+async fn what_a_lost_journal_leaves_is_removed() {
+    let mut world = World::new();
+    let state = "ip route show table all; ip -6 route; nft list ruleset";
+    let before = world.containers[0].run(state);
+    world.attach().await;
+    let netns = world.containers[0].netns();
+    let source = netplumb::NetnsSource::Path(netns.path.clone());
+    let kernel = world.hosts[0].kernel.clone();
+    world.containers[0].run("ip link del wg0");
+    let seen = kernel.identify(&source).await.unwrap();
+    assert!(seen.leftovers);
+    assert!(seen.routes.iter().all(|route| route.device.as_deref() == Some("eth0")), "{:?}", seen.routes);
+    kernel.sweep(&Ours::default()).await.unwrap();
+    kernel.clean(&netns).await.unwrap();
+    assert_eq!(world.hosts[0].namespaces().len(), 0);
+    assert_eq!(world.containers[0].run(state), before);
+    assert!(!kernel.identify(&source).await.unwrap().leftovers);
+}
+
 #[tokio::test]
 async fn nothing_of_ours_pins_a_container_or_changes_the_host() {
     let mut world = World::new();

@@ -17,17 +17,21 @@ use crate::store::{Entry, Store};
 const AGAIN: Duration = Duration::from_millis(20);
 
 /// Most own members re-addressed in one second.
-const READDRESS_PER_TICK: usize = 10;
+pub(super) const READDRESS_PER_TICK: usize = 10;
 
 impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     /// From when on this host may judge who gets a thing; or why it may not.
-    pub(super) fn judging_from(&self) -> Result<Instant, &'static str> {
-        let joined = self.joined_at.ok_or("this host has not joined the region yet; see `warren status`")?;
+    pub(super) fn judging_from(&self) -> Result<Instant, String> {
+        let unjoined = || {
+            let why = self.unjoined.as_deref().unwrap_or("it is joining");
+            format!("this host has not joined the region: {why}")
+        };
+        let joined = self.joined_at.ok_or_else(unjoined)?;
         // Where nobody answers, nobody can make the view whole: waiting would refuse attaches until
         // the others are gone.
         let others = self.view.answering().any(|(host, _)| *host != self.here.host);
         if !self.view.whole && others {
-            return Err("the region's records are not known whole yet; are the seeds reachable?");
+            return Err("the region's records are not known whole yet; are the seeds reachable?".into());
         }
         Ok(joined + self.timings.hold)
     }
@@ -38,7 +42,9 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         if let Some(entry) = self.journal.live().filter(|e| e.network == network).find(same) {
             return Ok(match entry.state {
                 MemberState::Ready => Claimed::Existing(Box::new(entry.clone())),
-                _ => Claimed::Later(Instant::now() + AGAIN, "another call is attaching this container"),
+                _ => {
+                    Claimed::Later(Instant::now() + AGAIN, "another call is attaching this container".into())
+                }
             });
         }
         if let Some(entry) = self.journal.find(network, &id) {
@@ -57,13 +63,16 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         }
         match self.judging_from() {
             Ok(from) if from <= Instant::now() => {}
-            Ok(from) => return Ok(Claimed::Later(from, "this host has only just joined the region")),
+            Ok(from) => return Ok(Claimed::Later(from, "this host has only just joined the region".into())),
             Err(why) => return Ok(Claimed::Later(Instant::now() + AGAIN, why)),
         }
         if self.journal.live().count() >= gossip::record::MEMBERS_MAX {
             let detail =
                 format!("this host has {} members, the most one host may have", gossip::record::MEMBERS_MAX);
             return Err(Refusal::new(RefusalKind::Conflict, detail));
+        }
+        if container.leftovers && !self.journal.all().any(|e| same(&e)) {
+            return Ok(Claimed::Leftovers);
         }
         let claim = self.ledger.network(network, DEFAULT_SUBNET);
         overlap(&container, network, claim.subnet)?;
@@ -137,12 +146,11 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
 
     /// Own members follow their network's claim, and take new things for contested ones. Whether
     /// anything changed.
-    pub(super) fn yield_contested(&mut self, ledger: &Ledger) -> bool {
+    pub(super) fn yield_contested(&mut self, ledger: &mut Ledger) -> bool {
         if self.gossip.is_none() {
             return false;
         }
         let mut changed = Vec::new();
-        let mut readdressed = 0;
         let hosts: Vec<HostId> = self.view.hosts.keys().cloned().collect();
         let live: Vec<Entry> = self.journal.live().cloned().collect();
         for mut entry in live {
@@ -153,11 +161,12 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             let key = (self.here.host.clone(), entry.network, entry.member.clone());
             let outside = !entry.claim.subnet.contains(&entry.address);
             let lost = ledger.contested_addresses.contains(&key) || outside;
-            if lost && readdressed < READDRESS_PER_TICK {
+            if lost && self.readdresses_left > 0 {
                 let subnet = entry.claim.subnet;
                 match ledger.address(entry.network, subnet, &self.here.host, &hosts, &mut rand::rng()) {
                     Ok(address) => {
-                        readdressed += 1;
+                        self.readdresses_left -= 1;
+                        ledger.addresses.insert((entry.network, address), key.clone());
                         tracing::warn!(member = %entry.member, old = %entry.address, new = %address, "address was contested: re-addressed");
                         entry.address = address;
                         entry.address6 = entry.address6.map(|_| project::address6(entry.network, address));
@@ -171,7 +180,9 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 // A chosen number is never changed behind its caller's back: the member goes
                 // without a numbered name until it is free.
                 if !entry.ordinal_chosen {
-                    entry.ordinal = Some(ledger.ordinal(entry.network, entry.app, &entry.process));
+                    let free = ledger.ordinal(entry.network, entry.app, &entry.process);
+                    ledger.ordinals.insert((entry.network, entry.app, entry.process.clone(), free), key);
+                    entry.ordinal = Some(free);
                     self.metrics.conflict("ordinal");
                 }
             }
