@@ -1,0 +1,137 @@
+//! Rows of a bench: for people as a table, for machines as JSON lines.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::json;
+
+/// One figure in milliseconds.
+pub struct Row {
+    /// What was measured.
+    pub metric: String,
+    /// The figure.
+    pub value: f64,
+    /// What it stands beside: its name and figure.
+    pub peer: Option<(&'static str, f64)>,
+    /// The most it may be; none where the figure is only told.
+    pub target: Option<f64>,
+}
+
+impl Row {
+    /// A figure that is only told.
+    pub fn told(metric: impl Into<String>, value: f64) -> Row {
+        Row { metric: metric.into(), value, peer: None, target: None }
+    }
+
+    /// With the most it may be.
+    pub fn at_most(mut self, target: f64) -> Row {
+        self.target = Some(target);
+        self
+    }
+
+    /// With what it stands beside.
+    pub fn beside(mut self, peer: &'static str, value: f64) -> Row {
+        self.peer = Some((peer, value));
+        self
+    }
+
+    fn ratio(&self) -> Option<f64> {
+        self.peer.map(|(_, value)| self.value / value)
+    }
+
+    fn ok(&self) -> Option<bool> {
+        self.target.map(|target| self.value <= target)
+    }
+}
+
+/// Durations, sorted.
+pub struct Samples(Vec<Duration>);
+
+impl Samples {
+    /// At least one duration, in any order.
+    pub fn new(mut durations: Vec<Duration>) -> Samples {
+        assert!(!durations.is_empty(), "nothing was measured");
+        durations.sort();
+        Samples(durations)
+    }
+
+    /// The percentile by nearest rank, in milliseconds.
+    pub fn percentile(&self, percent: usize) -> f64 {
+        let rank = (self.0.len() * percent).div_ceil(100).clamp(1, self.0.len());
+        ms(self.0[rank - 1])
+    }
+
+    /// The middle one, in milliseconds.
+    pub fn p50(&self) -> f64 {
+        self.percentile(50)
+    }
+
+    /// In milliseconds; the longest where there are fewer than a hundred.
+    pub fn p99(&self) -> f64 {
+        self.percentile(99)
+    }
+}
+
+/// In milliseconds.
+pub fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// Says on what the figures were taken.
+pub fn machine(dir: &Path) {
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').take(3).collect::<Vec<_>>().join(" ");
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    println!("{cores} cores, load {load}, Linux {}, nothing pinned", kernel.trim());
+    println!("gossip every 500 ms, WireGuard in userspace, state_dir below {}", dir.display());
+    let tmpfs = rustix::fs::statfs(dir).is_ok_and(|found| found.f_type == TMPFS_MAGIC);
+    if tmpfs {
+        println!("that is a tmpfs, where fsync costs nothing: put `target` on a disk for figures that count");
+    }
+}
+
+/// `f_type` of a tmpfs (linux/magic.h).
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+
+/// Prints the rows.
+pub fn table(rows: &[Row]) {
+    println!("\n{:<58} {:>9}    {:>10}  {:<3}  beside", "milliseconds", "value", "target", "");
+    for row in rows {
+        let target = row.target.map(|target| format!("≤ {target:.1}")).unwrap_or_default();
+        let mark = row.ok().map_or("", |ok| if ok { "ok" } else { "NOT" });
+        let peer = row.peer.zip(row.ratio());
+        let peer = peer.map(|((name, value), ratio)| format!("{name} {value:.1} (× {ratio:.2})"));
+        println!(
+            "{:<58} {:>9.2}    {target:>10}  {mark:<3}  {}",
+            row.metric,
+            row.value,
+            peer.unwrap_or_default()
+        );
+    }
+    let with_target: Vec<bool> = rows.iter().filter_map(Row::ok).collect();
+    let met = with_target.iter().filter(|ok| **ok).count();
+    println!("\n{met} of {} targets met", with_target.len());
+}
+
+/// Appends the rows to a file of JSON lines.
+pub fn append(file: &Path, bench: &str, rows: &[Row]) -> io::Result<()> {
+    let mut out = File::options().create(true).append(true).open(file)?;
+    for row in rows {
+        let line = json!({
+            "bench": bench,
+            "metric": row.metric,
+            "value": row.value,
+            "unit": "ms",
+            "peer": row.peer.map(|(name, _)| name),
+            "peer_value": row.peer.map(|(_, value)| value),
+            "ratio": row.ratio(),
+            "target": row.target,
+            "ok": row.ok(),
+        });
+        writeln!(out, "{line}")?;
+    }
+    Ok(())
+}
