@@ -78,11 +78,12 @@ impl Api {
         K: netplumb::Kernel,
         S: Store + Clone,
     {
-        let socket = bind(&served.config.socket()).await?;
         let address = served.config.http;
         let public = TcpListener::bind(address).await.with_context(|| {
             format!("cannot serve metrics on {address}; set http.listen to a free address")
         })?;
+        // Last, because it leaves a file behind.
+        let socket = bind(&served.config.socket()).await?;
         let (private, public_routes) = (private(served.clone()), public_of(served));
         let tasks = vec![
             tokio::spawn(async move {
@@ -160,23 +161,65 @@ pub struct Problem {
     pub hint: Option<String>,
 }
 
+/// A refusal with the HTTP status that says it best.
+struct Rejected {
+    status: StatusCode,
+    refusal: Refusal,
+}
+
+impl From<Refusal> for Rejected {
+    fn from(refusal: Refusal) -> Rejected {
+        let status = match refusal.kind {
+            RefusalKind::Malformed => StatusCode::BAD_REQUEST,
+            RefusalKind::NotFound => StatusCode::NOT_FOUND,
+            RefusalKind::Conflict => StatusCode::CONFLICT,
+            RefusalKind::Denied => StatusCode::FORBIDDEN,
+            RefusalKind::Unready => StatusCode::SERVICE_UNAVAILABLE,
+            RefusalKind::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            RefusalKind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Rejected { status, refusal }
+    }
+}
+
+impl From<JsonRejection> for Rejected {
+    fn from(rejection: JsonRejection) -> Rejected {
+        let refusal = malformed(rejection.body_text());
+        match rejection.status() {
+            status @ StatusCode::PAYLOAD_TOO_LARGE => Rejected {
+                status,
+                refusal: refusal.hint(format!("a request has at most {BODY_BYTES_MAX} bytes")),
+            },
+            status @ StatusCode::UNSUPPORTED_MEDIA_TYPE => Rejected { status, refusal },
+            _ => refusal.into(),
+        }
+    }
+}
+
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let (status, name, title) = match self.kind {
-            RefusalKind::Malformed => (StatusCode::BAD_REQUEST, "malformed", "The request makes no sense"),
-            RefusalKind::NotFound => (StatusCode::NOT_FOUND, "not-found", "It is not there"),
-            RefusalKind::Conflict => (StatusCode::CONFLICT, "conflict", "Something stands in the way"),
-            RefusalKind::Denied => (StatusCode::FORBIDDEN, "denied", "Not permitted"),
-            RefusalKind::Unready => (StatusCode::SERVICE_UNAVAILABLE, "unready", "Not now"),
-            RefusalKind::Timeout => (StatusCode::GATEWAY_TIMEOUT, "timeout", "It did not end in time"),
-            RefusalKind::Failed => (StatusCode::INTERNAL_SERVER_ERROR, "failed", "It was tried and failed"),
+        Rejected::from(self).into_response()
+    }
+}
+
+impl IntoResponse for Rejected {
+    fn into_response(self) -> Response {
+        let Rejected { status, refusal } = self;
+        let (name, title) = match refusal.kind {
+            RefusalKind::Malformed => ("malformed", "The request makes no sense"),
+            RefusalKind::NotFound => ("not-found", "It is not there"),
+            RefusalKind::Conflict => ("conflict", "Something stands in the way"),
+            RefusalKind::Denied => ("denied", "Not permitted"),
+            RefusalKind::Unready => ("unready", "Not now"),
+            RefusalKind::Timeout => ("timeout", "It did not end in time"),
+            RefusalKind::Failed => ("failed", "It was tried and failed"),
         };
         let problem = Problem {
             kind: format!("urn:warren:problem:{name}"),
             title: title.into(),
             status: status.as_u16(),
-            detail: self.detail,
-            hint: self.hint,
+            detail: refusal.detail,
+            hint: refusal.hint,
         };
         (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(problem)).into_response()
     }
@@ -190,8 +233,10 @@ async fn nothing() -> Refusal {
     Refusal::new(RefusalKind::NotFound, "there is nothing at this path").hint("paths start with /v1/")
 }
 
-async fn no_method() -> Refusal {
-    malformed("this path does not take that method")
+async fn no_method() -> Rejected {
+    let refusal =
+        malformed("this path does not take that method").hint("the `allow` header lists those it takes");
+    Rejected { status: StatusCode::METHOD_NOT_ALLOWED, refusal }
 }
 
 type MemberPath = Result<UrlPath<(NetworkId, String)>, PathRejection>;
@@ -204,9 +249,9 @@ async fn attach<K: netplumb::Kernel, S: Store + Clone>(
     State(served): State<Served<K, S>>,
     path: MemberPath,
     body: Result<Json<Request>, JsonRejection>,
-) -> Result<Json<Attached>, Refusal> {
+) -> Result<Json<Attached>, Rejected> {
     let (network, container) = member_path(path)?;
-    let Json(request) = body.map_err(|e| malformed(e.body_text()))?;
+    let Json(request) = body?;
     let started = Instant::now();
     let call = Call { network, container, request };
     // A task of its own: a caller that hangs up does not leave a half-made member.

@@ -134,8 +134,7 @@ impl Config {
         for (key, value) in overrides {
             set(&mut table, key, value)?;
         }
-        let written: Written =
-            table.try_into().map_err(|e: toml::de::Error| anyhow::anyhow!(explain(e.message())))?;
+        let written: Written = table.clone().try_into().map_err(|e| anyhow::anyhow!(explain(&e, &table)))?;
         written.check(path.parent().unwrap_or(Path::new(".")))
     }
 }
@@ -197,8 +196,23 @@ fn set(table: &mut toml::Table, key: &str, text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// serde's message with the key and the value it is about; an unknown key with the likeliest meant.
+fn explain(error: &toml::de::Error, table: &toml::Table) -> String {
+    let message = explain_unknown(error.message());
+    let text = error.to_string();
+    let Some(key) = text.lines().find_map(|line| line.strip_prefix("in `")?.strip_suffix('`')) else {
+        return message;
+    };
+    let mut parts = key.split('.');
+    let first = parts.next().and_then(|part| table.get(part));
+    match parts.try_fold(first, |value, part| Some(value?.get(part))).flatten() {
+        Some(value) if !value.is_table() => format!("{key} is {value}: {message}"),
+        _ => format!("{key}: {message}"),
+    }
+}
+
 /// serde's "unknown field `x`, expected one of `a`, `b`" with the likeliest meant.
-fn explain(message: &str) -> String {
+fn explain_unknown(message: &str) -> String {
     let mut quoted = message.split('`').skip(1).step_by(2);
     let meant = message
         .starts_with("unknown field")

@@ -167,7 +167,11 @@ fn replace(path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
             _ => Ok(()),
         }
     })();
-    written.map_err(|e| io::Error::new(e.kind(), format!("cannot write {}: {e}", path.display())))
+    written.map_err(|e| {
+        // What a full disk keeps of it would never be read. That it cannot go either is no news.
+        let _ = fs::remove_file(&beside);
+        io::Error::new(e.kind(), format!("cannot write {}: {e}", path.display()))
+    })
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use gossip::id::{AppId, NetworkId, ProcessType};
 
 use super::Failure;
@@ -20,7 +21,7 @@ pub struct AttachArgs {
     #[command(flatten)]
     netns: NetnsArgs,
     /// Your name for the container [default: from its namespace]
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     id: Option<String>,
 }
 
@@ -67,6 +68,7 @@ pub struct DetachArgs {
     #[arg(long)]
     network: NetworkId,
     /// The member, or the container as named at attach
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     id: String,
 }
 
@@ -76,6 +78,7 @@ pub struct EnvArgs {
     #[arg(long)]
     network: NetworkId,
     /// The member, or the container as named at attach
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     id: String,
 }
 
