@@ -1,5 +1,7 @@
 //! What must never work: another network, a neighbour, a forger, an eavesdropper, a stranger.
 
+#![allow(clippy::unwrap_used, reason = "a test that is surprised fails")]
+
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};

@@ -1,6 +1,8 @@
 //! Attaches that cannot be: each is refused with one sentence and an exit code, and leaves nothing
 //! in the container or on the host.
 
+#![allow(clippy::unwrap_used, reason = "a test that is surprised fails")]
+
 use std::net::{Ipv4Addr, UdpSocket};
 
 use tests::ids::{AP, AP2, PN, PN2};

@@ -1,6 +1,8 @@
 //! Agents that cannot start as told, and agents that start in hard times: one clear sentence, an
 //! exit code, nothing half-made.
 
+#![allow(clippy::unwrap_used, reason = "a test that is surprised fails")]
+
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
