@@ -32,7 +32,7 @@ unit: ## tables, properties and contract suites of every crate
 
 e2e: ## hosts of namespaces, real agents, real packets
 	$(CARGO) build --bin warren
-	$(CARGO) test -p tests -- --test-threads=2
+	$(CARGO) test -p tests --no-fail-fast -- --test-threads=2
 
 sim: ## the same node on a simulated region: make sim SEEDS=1..8
 	$(CARGO) run -q -p simulation -- --hosts 5 --seeds $(or $(SEEDS),1..8)

@@ -156,6 +156,7 @@ fn left_on_host(dir: &Path) -> Vec<String> {
 }
 
 fn left_in_container(netns: &Netns) -> impl Iterator<Item = String> + use<> {
+    process::need(&[("nft", "nftables"), ("ss", "iproute2")]);
     let tables = netns.run("nft list tables");
     let routes =
         netns.run("ip route show table all proto 87") + &netns.run("ip -6 route show table all proto 87");

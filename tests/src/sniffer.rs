@@ -35,6 +35,9 @@ pub struct Frame(pub Vec<u8>);
 pub enum Kind {
     /// Address resolution and neighbour discovery of the hosts themselves.
     Neighbours,
+    /// A host's "port unreachable" for the VXLAN port: its tunnel end does not stand yet. What it
+    /// quotes is as encrypted as the frame it answers.
+    Unreachable,
     /// UDP from or to a gossip port.
     Gossip,
     /// WireGuard's message of this type, in VXLAN.
@@ -134,6 +137,17 @@ impl std::fmt::Debug for Frame {
     }
 }
 
+/// The destination port of the datagram that an ICMP "port unreachable" quotes (RFC 792).
+fn unreachable(frame: &[u8]) -> Option<u16> {
+    const IPV4: usize = 20;
+    const ICMP: usize = 8;
+    let icmp =
+        (frame.get(12..14)? == [0x08, 0x00] && *frame.get(ETHERNET + 9)? == 1).then_some(ETHERNET + IPV4)?;
+    let port = icmp + ICMP + IPV4 + 2;
+    (frame.get(icmp..icmp + 2)? == [3, 3])
+        .then(|| Some(u16::from_be_bytes(frame.get(port..port + 2)?.try_into().ok()?)))?
+}
+
 fn kind(frame: &[u8]) -> Option<Kind> {
     const ICMPV6: u8 = 58;
     const HOP_BY_HOP: u8 = 0;
@@ -145,6 +159,9 @@ fn kind(frame: &[u8]) -> Option<Kind> {
             return matches!(next, ICMPV6 | HOP_BY_HOP).then_some(Kind::Neighbours);
         }
         _ => {}
+    }
+    if let Some(quoted) = unreachable(frame) {
+        return (quoted == VXLAN_PORT).then_some(Kind::Unreachable);
     }
     let (source, destination, payload) = udp(frame)?;
     if [source, destination].contains(&GOSSIP_PORT) {

@@ -11,7 +11,7 @@ use hickory_proto::rr::RecordType;
 use tests::forge::{mac, send_vxlan, udp_frame};
 use tests::ids::{AP, AP2, PN, PN2};
 use tests::lab::REGION;
-use tests::sniffer::{Kind, Sniffer};
+use tests::sniffer::{Frame, Kind, Sniffer};
 use tests::wait::{pause, timed};
 use tests::{Attached, Container, Host, Lab, eventually, seconds, want};
 
@@ -138,6 +138,12 @@ fn a_neighbour_on_eth0_neither_reaches_nor_forges() {
     neighbour.ask_tcp(one.address, PORT).unwrap_err();
     neighbour.ask_udp(one.address, PORT, 64).unwrap_err();
     assert!(!neighbour.ping(one.address, 56));
+    let address6 = one.address6.expect("IPv6 is on");
+    let links = c1.netns().run("ip -6 -o address show dev eth0 scope link");
+    let local = links.split_whitespace().nth(3).and_then(|a| a.split('/').next()).expect("eth0 has one");
+    neighbour.netns().run(&format!("ip -6 route add {address6}/128 via {local} dev eth0"));
+    neighbour.ask_tcp(address6, PORT).unwrap_err();
+    neighbour.ask_udp(address6, PORT, 64).unwrap_err();
     drop(echo);
 
     let socket = listen(&c1, PORT);
@@ -154,6 +160,43 @@ fn a_neighbour_on_eth0_neither_reaches_nor_forges() {
     assert_eq!(c1.ask_tcp(two.address, PORT).unwrap(), "c2");
     assert_eq!(c2.ask_udp(one.address, PORT, 64).unwrap(), "c1");
     assert_eq!(c1.ask_tcp(one.address, PORT).unwrap(), "c1", "a member reaches itself");
+}
+
+/// The frames that have an address of the network outside of any encryption.
+fn leaked(sniffer: Sniffer) -> Vec<Frame> {
+    let subnet = |a: Ipv4Addr| a.octets()[..2] == [10, 240] && a.octets()[2] < 4;
+    let private = |frame: &Frame| frame.ipv4().is_some_and(|(from, to, _)| subnet(from) || subnet(to));
+    sniffer.stop().into_iter().filter(private).collect()
+}
+
+#[test]
+fn while_its_agent_is_dead_nothing_leaves_in_clear() {
+    let lab = Lab::new("dead");
+    let hosts = lab.region(&["a", "b"]);
+    let [(c1, one), (c2, two)] = pair(&hosts);
+    let _echoes = [c1.echo(PORT), c2.echo(PORT)];
+    assert_eq!(c1.ask_tcp(two.address, PORT).unwrap(), "c2");
+    let sniffer = Sniffer::start(hosts[0].netns(), Some(&c1.port()));
+    hosts[0].kill_agent();
+    // Whether the datapath outlives the agent or not: it is the private one, or none.
+    if let Ok(name) = c1.ask_udp(two.address, PORT, 64) {
+        assert_eq!(name, "c2");
+    }
+    let neighbour = hosts[0].container("neighbour");
+    neighbour.netns().run(&format!("ip route add 10.240.0.0/22 via {}", c1.docker_address()));
+    neighbour.ask_udp(one.address, PORT, 64).unwrap_err();
+    // The neighbour's own attempts are on this wire too; what matters is what c1 sends.
+    let sent: Vec<Frame> = leaked(sniffer)
+        .into_iter()
+        .filter(|f| f.ipv4().is_some_and(|(_, to, _)| to != one.address))
+        .collect();
+    assert!(sent.is_empty(), "{sent:?}");
+    hosts[0].start_agent();
+    hosts[0].wait_ready();
+    eventually(seconds(10), "it is a member as before", || {
+        let reached = c2.ask_tcp(one.address, PORT).map_err(|e| e.to_string())?;
+        want(reached == "c1", reached)
+    });
 }
 
 #[test]
@@ -178,10 +221,7 @@ fn without_its_interface_nothing_leaves_and_the_agent_makes_it_anew() {
         want(answer == "c2", answer)
     });
     assert_eq!(c2.ask_udp(two.address, PORT, 64).unwrap(), "c2");
-    let subnet = |a: Ipv4Addr| a.octets()[..2] == [10, 240] && a.octets()[2] < 4;
-    let frames = sniffer.stop();
-    let leaked: Vec<_> =
-        frames.iter().filter(|f| f.ipv4().is_some_and(|(from, to, _)| subnet(from) || subnet(to))).collect();
+    let leaked = leaked(sniffer);
     assert!(leaked.is_empty(), "{leaked:?}");
     assert!(hosts[0].metric("warren_drift_total", &[]) >= 1.0, "drift is counted");
 }
@@ -257,7 +297,7 @@ fn the_underlay_carries_wireguard_in_vxlan_and_gossip_and_nothing_else() {
             Kind::Other(what) => panic!("not ours: {what}"),
             Kind::Wireguard(kind) => drop(kinds.insert(kind)),
             Kind::Gossip => drop(kinds.insert(0)),
-            Kind::Neighbours => {}
+            Kind::Neighbours | Kind::Unreachable => {}
         }
     }
     // Gossip, a handshake's two messages, and data.

@@ -293,7 +293,7 @@ fn wire(cast: &Cast, members: &Members) -> ((), String) {
         match frame.kind() {
             Kind::Wireguard(_) => wireguard += 1,
             Kind::Gossip => gossip += 1,
-            Kind::Neighbours => {}
+            Kind::Neighbours | Kind::Unreachable => {}
             Kind::Other(what) => panic!("something else is on the underlay: {what}"),
         }
     }
