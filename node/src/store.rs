@@ -8,6 +8,7 @@ use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use gossip::KnownHost;
@@ -94,6 +95,14 @@ pub struct DirStore {
     dir: Arc<PathBuf>,
     // Held for the life of the store: two agents on one state directory would overwrite each other.
     _lock: Arc<File>,
+    turns: Arc<Turns>,
+}
+
+/// Who wrote which file last: of two writers at once, the one that was called later.
+#[derive(Debug, Default)]
+struct Turns {
+    next: AtomicU64,
+    last: Mutex<BTreeMap<PathBuf, u64>>,
 }
 
 impl DirStore {
@@ -111,7 +120,15 @@ impl DirStore {
                 format!("{} is in use by another agent; give this one its own state_dir", dir.display()),
             )
         })?;
-        Ok(DirStore { dir: Arc::new(dir.to_owned()), _lock: Arc::new(lock) })
+        for half_written in [dir.to_owned(), dir.join("members")] {
+            for file in fs::read_dir(half_written)? {
+                let path = file?.path();
+                if path.extension().is_some_and(|e| e == "new") {
+                    fs::remove_file(path)?;
+                }
+            }
+        }
+        Ok(DirStore { dir: Arc::new(dir.to_owned()), _lock: Arc::new(lock), turns: Arc::default() })
     }
 
     fn member_path(&self, member: &MemberId) -> PathBuf {
@@ -152,26 +169,53 @@ fn set_aside(path: &Path, damaged: &mut Vec<PathBuf>) -> io::Result<()> {
     Ok(())
 }
 
-/// Write beside, fsync, rename, fsync the directory: the file is the old or the new, never half.
-fn replace(path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
-    let beside = path.with_extension("new");
-    let written = (|| {
-        let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
-        file.write_all(bytes)?;
-        if durable {
-            file.sync_data()?;
+impl Turns {
+    fn take(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Write beside, fsync, rename, fsync the directory: the file is the old or the new, never
+    /// half, and never older than what was written in a later turn.
+    fn replace(&self, turn: u64, path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
+        let beside = path.with_extension(format!("{turn}.new"));
+        let written = (|| {
+            let mut file =
+                File::options().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
+            file.write_all(bytes)?;
+            if durable {
+                file.sync_data()?;
+            }
+            self.put_in_place(turn, &beside, path)?;
+            match path.parent() {
+                Some(parent) if durable => File::open(parent)?.sync_all(),
+                _ => Ok(()),
+            }
+        })();
+        written.map_err(|e| {
+            // What a full disk keeps of it would never be read. That it cannot go either is no news.
+            let _ = fs::remove_file(&beside);
+            io::Error::new(e.kind(), format!("cannot write {}: {e}", path.display()))
+        })
+    }
+
+    fn put_in_place(&self, turn: u64, beside: &Path, path: &Path) -> io::Result<()> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.get(path).is_some_and(|later| *later > turn) {
+            return fs::remove_file(beside);
         }
-        fs::rename(&beside, path)?;
-        match path.parent() {
-            Some(parent) if durable => File::open(parent)?.sync_all(),
+        fs::rename(beside, path)?;
+        last.insert(path.to_owned(), turn);
+        Ok(())
+    }
+
+    /// Removes a file for good: nobody writes it any more, its quarantine is over.
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).remove(path);
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
             _ => Ok(()),
         }
-    })();
-    written.map_err(|e| {
-        // What a full disk keeps of it would never be read. That it cannot go either is no news.
-        let _ = fs::remove_file(&beside);
-        io::Error::new(e.kind(), format!("cannot write {}: {e}", path.display()))
-    })
+    }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
@@ -207,30 +251,30 @@ impl Store for DirStore {
 
     async fn put(&self, entry: &Entry) -> io::Result<()> {
         let (path, bytes) = (self.member_path(&entry.member), serde_json::to_vec(entry)?);
-        blocking(move || replace(&path, &bytes, true)).await
+        let (turns, turn) = (self.turns.clone(), self.turns.take());
+        blocking(move || turns.replace(turn, &path, &bytes, true)).await
     }
 
     async fn remove(&self, member: &MemberId) -> io::Result<()> {
         let path = self.member_path(member);
-        blocking(move || match fs::remove_file(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        })
-        .await
+        let turns = self.turns.clone();
+        blocking(move || turns.remove(&path)).await
     }
 
     fn set_generation(&self, generation: u64) -> io::Result<()> {
-        replace(&self.dir.join("generation"), generation.to_string().as_bytes(), true)
+        let path = self.dir.join("generation");
+        self.turns.replace(self.turns.take(), &path, generation.to_string().as_bytes(), true)
     }
 
     fn set_starts(&self, starts: &[u64]) -> io::Result<()> {
         let text: Vec<String> = starts.iter().map(u64::to_string).collect();
-        replace(&self.dir.join("starts"), text.join(" ").as_bytes(), false)
+        self.turns.replace(self.turns.take(), &self.dir.join("starts"), text.join(" ").as_bytes(), false)
     }
 
     async fn set_known(&self, known: &[KnownHost]) -> io::Result<()> {
         let (path, bytes) = (self.dir.join("view.json"), serde_json::to_vec(known)?);
-        blocking(move || replace(&path, &bytes, false)).await
+        let (turns, turn) = (self.turns.clone(), self.turns.take());
+        blocking(move || turns.replace(turn, &path, &bytes, false)).await
     }
 }
 
@@ -389,6 +433,35 @@ mod tests {
         assert!(dir.path().join("members/00000000000000bb.damaged").exists(), "nothing is deleted");
     }
 
+    #[tokio::test]
+    async fn of_writers_at_once_the_last_called_stands() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = DirStore::open(dir.path()).unwrap();
+        let puts = (1..=50_u64).map(|counter| {
+            let (store, entry) = (store.clone(), Entry { counter, ..entry("00000000000000aa") });
+            async move { store.put(&entry).await }
+        });
+        for put in futures::future::join_all(puts).await {
+            put.unwrap();
+        }
+        assert_eq!(store.load().unwrap().entries[0].counter, 50);
+        let names = fs::read_dir(dir.path().join("members")).unwrap();
+        assert_eq!(names.count(), 1, "nothing half-written stays");
+    }
+
+    #[test]
+    fn half_written_files_go_at_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(DirStore::open(dir.path()).unwrap());
+        let half = [dir.path().join("view.3.new"), dir.path().join("members/00000000000000aa.4.new")];
+        for path in &half {
+            fs::write(path, "{").unwrap();
+        }
+        let store = DirStore::open(dir.path()).unwrap();
+        assert!(half.iter().all(|path| !path.exists()));
+        assert!(store.load().unwrap().entries.is_empty());
+    }
+
     #[test]
     fn one_agent_per_directory() {
         let dir = tempfile::tempdir().unwrap();
@@ -401,7 +474,7 @@ mod tests {
         use std::os::unix::fs::MetadataExt as _;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.json");
-        replace(&path, b"{}", true).unwrap();
+        Turns::default().replace(1, &path, b"{}", true).unwrap();
         assert_eq!(fs::metadata(path).unwrap().mode() & 0o777, 0o600);
         assert!(!format!("{:?}", entry("00000000000000aa")).contains("7, 7"));
     }
