@@ -29,12 +29,16 @@ pub(crate) struct Greeting {
     pub(crate) generation: Option<u64>,
     /// Where an agent of the asker's name is live, when that is not the asker's own address.
     pub(crate) twin: Option<SocketAddr>,
+    /// Length in bytes of the region's digest, when it is too long for a host it does not hold yet.
+    #[serde(default)]
+    pub(crate) full: Option<usize>,
 }
 
 impl Greeting {
     fn merge(&mut self, other: Greeting) {
         self.generation = self.generation.max(other.generation);
         self.twin = self.twin.or(other.twin);
+        self.full = self.full.max(other.full);
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -77,7 +81,7 @@ pub(crate) async fn greet(config: &Config, wire: &dyn Wire, seeds: watch::Receiv
             if Purpose::unwrap(&mut question) == Some(Purpose::Greeting) {
                 let generation = known_generation(config, &question.from);
                 // An asker that is not there any more needs no answer.
-                _ = question.reply.send(Greeting { generation, twin: None }.encode());
+                _ = question.reply.send(Greeting { generation, ..Greeting::default() }.encode());
             }
         }
         std::future::pending().await
@@ -130,7 +134,7 @@ fn heard(answer: Result<Vec<u8>, AskError>) -> Option<Greeting> {
     match answer {
         Ok(answer) => serde_json::from_slice(&answer).ok(),
         Err(AskError::Refused(Refusal::Twin { address, .. })) => {
-            Some(Greeting { generation: None, twin: Some(address) })
+            Some(Greeting { twin: Some(address), ..Greeting::default() })
         }
         Err(error) => {
             tracing::info!(%error, "a peer did not answer the greeting");

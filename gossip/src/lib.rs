@@ -110,6 +110,16 @@ pub enum JoinError {
         /// Where the other agent gossips.
         address: SocketAddr,
     },
+    /// The region holds as many hosts as gossip can carry.
+    #[error(
+        "the region is full: its digest has {bytes} bytes, new hosts are let in up to {}; retire hosts, or make \
+         another region",
+        transport::ADMISSION_BYTES_MAX
+    )]
+    RegionFull {
+        /// Length of the digest in bytes.
+        bytes: usize,
+    },
     /// The generation could not be stored; without that a restart could reuse it.
     #[error("the generation cannot be persisted, so gossip is not joined: {0}")]
     Persist(#[source] io::Error),
@@ -159,6 +169,9 @@ impl Gossip {
         let greeting = greeting::greet(&config, &*wire, seeds.clone()).await;
         if let Some(address) = greeting.twin {
             return Err(JoinError::Twin { host, address });
+        }
+        if let Some(bytes) = greeting.full {
+            return Err(JoinError::RegionFull { bytes });
         }
         let seat =
             Seat::take(config, wire.clone(), own, Box::new(persist), seeds, greeting.generation).await?;

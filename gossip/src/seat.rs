@@ -22,7 +22,7 @@ use crate::own::OwnRecords;
 use crate::record::{HostRecord, Record};
 use crate::seeds::Seeds;
 use crate::standing::Standing;
-use crate::transport::{Gate, WireTransport, digest_bytes};
+use crate::transport::{ADMISSION_BYTES_MAX, Gate, WireTransport, digest_bytes};
 use crate::view::View;
 use crate::wire::Wire;
 use crate::{Change, JoinError, PublishError};
@@ -272,7 +272,10 @@ impl Seat {
                 && id.gossip_advertise_addr != address
                 && chitchat.failure_detection_timeout(id).is_some()
         });
-        Greeting { generation, twin: twin.map(|id| id.gossip_advertise_addr) }
+        let twin = twin.map(|id| id.gossip_advertise_addr);
+        let bytes = digest_bytes(chitchat.node_states().keys());
+        let full = (generation.is_none() && bytes > ADMISSION_BYTES_MAX).then_some(bytes);
+        Greeting { generation, twin, full }
     }
 
     /// Gossips beyond what chitchat picks: it never calls hosts whose grace is over, so that a long

@@ -43,6 +43,9 @@ impl Gate {
     }
 }
 
+/// From this digest on no new host is let in, so that the wall is not reached by growing.
+pub(crate) const ADMISSION_BYTES_MAX: usize = 40_000;
+
 /// An upper estimate of the digest's length for these hosts: uncompressed it is id, generation,
 /// address, heartbeat and two versions each, and chitchat's V1 was measured to need 0.27 to 0.53 of
 /// that.

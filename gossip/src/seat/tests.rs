@@ -163,3 +163,22 @@ async fn a_region_heals_after_a_cut_longer_than_chitchats_memory() {
     let key = Key::Member(crate::fixtures::NETWORK.parse().unwrap(), format!("{:016x}", 3).parse().unwrap());
     assert!(views[0].borrow().hosts[&id].records.iter().any(|record| record.key() == key));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_region_near_the_wall_lets_no_new_host_in() {
+    let network = MemoryNetwork::new();
+    let (a, _) = seat(&network, "a", 1, &[]).await;
+    let chitchat = a.chitchat.chitchat();
+    let stranger: HostId = "stranger".parse().unwrap();
+    assert_eq!(a.greeting(&stranger, address(9)).await.full, None);
+    {
+        let mut chitchat = chitchat.lock().await;
+        for number in 0..3000u32 {
+            let id = ChitchatId::new(format!("{number:012}"), 1, address(3));
+            chitchat.reset_node_state_if_update(&id, std::iter::empty(), 1, 0);
+        }
+    }
+    assert!(a.greeting(&stranger, address(9)).await.full.is_some_and(|bytes| bytes > ADMISSION_BYTES_MAX));
+    let resident: HostId = "000000000007".parse().unwrap();
+    assert_eq!(a.greeting(&resident, address(3)).await.full, None, "who is in may come back");
+}
