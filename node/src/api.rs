@@ -259,7 +259,7 @@ async fn attach<K: netplumb::Kernel, S: Store + Clone>(
     let attached = tokio::spawn(context.attach(call)).await;
     let attached =
         attached.unwrap_or_else(|e| Err(Refusal::new(RefusalKind::Failed, format!("attach broke: {e}"))));
-    served.metrics.attached(started.elapsed(), attached.is_ok());
+    served.metrics.attached("api", started.elapsed(), attached.is_ok());
     let (entry, applied) = attached?;
     Ok(Json(told(&served.config, &served.snapshot.borrow(), &entry, applied)))
 }

@@ -37,7 +37,7 @@ pub struct Config {
     pub http: SocketAddr,
     /// Which WireGuard.
     pub backend: netplumb::Backend,
-    /// Attach even where nf_tables is missing.
+    /// Attach without the guard's table, for kernels without nf_tables.
     pub unguarded: bool,
 }
 
@@ -81,8 +81,11 @@ pub struct Dns {
     pub zone: String,
     /// Time to live of answers, in seconds.
     pub ttl_s: u32,
-    /// Address of the listener in each container.
+    /// Address of the name server in each container.
     pub listen: Ipv4Addr,
+    /// Port the name server is bound to there: the guard's table rewrites port 53 to it, so that
+    /// the app keeps its own. Without the table it is port 53 itself.
+    pub port: u16,
     /// Where other names go; the host's resolv.conf when none is given.
     pub upstreams: Option<Vec<SocketAddr>>,
     /// Whether other names are resolved at all.
@@ -90,9 +93,9 @@ pub struct Dns {
 }
 
 impl Dns {
-    /// Where the listener is bound in a container: port 53 of the address is rewritten to it.
+    /// Where the listener is bound in a container.
     pub fn listener(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(self.listen, 61053)
+        SocketAddrV4::new(self.listen, self.port)
     }
 }
 
@@ -357,6 +360,7 @@ impl Written {
             zone: self.dns.zone.unwrap_or_else(|| "private-network.internal".into()),
             ttl_s: self.dns.ttl_s.unwrap_or(30),
             listen: self.dns.listen.unwrap_or(Ipv4Addr::new(127, 240, 0, 53)),
+            port: if self.unguarded { 53 } else { 61053 },
             upstreams: self.dns.upstreams.map(|list| {
                 list.into_iter()
                     .map(|upstream| match upstream {

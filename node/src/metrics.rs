@@ -31,7 +31,7 @@ pub struct Metrics {
     reconcile_seconds: Histogram,
     drift: Family<Labels, Counter>,
     conflicts: Family<Labels, Counter>,
-    attach_seconds: Histogram,
+    attach_seconds: Family<Labels, Histogram, fn() -> Histogram>,
     attach_failures: Counter,
     convergence_seconds: Histogram,
     certificate_expiry: AtomicU64,
@@ -42,14 +42,16 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Metrics {
         // 1 ms to 16 s: an attach takes tens of milliseconds, a stuck one its bound.
-        let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 15));
+        fn seconds() -> Histogram {
+            Histogram::new(exponential_buckets(0.001, 2.0, 15))
+        }
         let mut registry = Registry::with_prefix("warren");
         let metrics = Metrics {
             reconcile_ops: Family::default(),
             reconcile_seconds: seconds(),
             drift: Family::default(),
             conflicts: Family::default(),
-            attach_seconds: seconds(),
+            attach_seconds: Family::new_with_constructor(seconds),
             attach_failures: Counter::default(),
             convergence_seconds: seconds(),
             certificate_expiry: AtomicU64::new(0),
@@ -115,9 +117,10 @@ impl Metrics {
         self.conflicts.get_or_create(&vec![("kind".into(), kind.into())]).inc();
     }
 
-    /// An attach call ended.
-    pub fn attached(&self, took: Duration, ok: bool) {
-        self.attach_seconds.observe(took.as_secs_f64());
+    /// An attach call ended; `surface` is how it came.
+    pub fn attached(&self, surface: &str, took: Duration, ok: bool) {
+        let labels = vec![("surface".into(), surface.into())];
+        self.attach_seconds.get_or_create(&labels).observe(took.as_secs_f64());
         if !ok {
             self.attach_failures.inc();
         }
