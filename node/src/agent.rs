@@ -108,7 +108,7 @@ pub enum Step {
     Release(MemberId, oneshot::Sender<u64>),
 }
 
-/// A running agent.
+/// A running agent. Dropping it is a crash: its tasks end at once and nobody is told.
 pub struct Handle<K, S> {
     /// To attach and detach by.
     pub context: Context<K, S>,
@@ -126,7 +126,14 @@ impl<K, S> Handle<K, S> {
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());
         }
-        let _ = self.task.await;
+        let _ = (&mut self.task).await;
+    }
+}
+
+impl<K, S> Drop for Handle<K, S> {
+    fn drop(&mut self) {
+        // Without it the loop would outlive its handle, or take the lost one for the word to leave.
+        self.task.abort();
     }
 }
 
