@@ -112,14 +112,7 @@ impl DirStore {
     /// The directory cannot be made or written, or another agent uses it.
     pub fn open(dir: &Path) -> io::Result<DirStore> {
         fs::DirBuilder::new_private().create(dir.join("members"))?;
-        let lock =
-            File::options().create(true).truncate(false).write(true).mode(0o600).open(dir.join("lock"))?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-            io::Error::new(
-                io::ErrorKind::AddrInUse,
-                format!("{} is in use by another agent; give this one its own state_dir", dir.display()),
-            )
-        })?;
+        let lock = lock(dir, "state_dir")?;
         for half_written in [dir.to_owned(), dir.join("members")] {
             for file in fs::read_dir(half_written)? {
                 let path = file?.path();
@@ -147,6 +140,20 @@ impl DirStore {
             Err(_) => set_aside(&path, damaged).map(|()| Vec::new()),
         }
     }
+}
+
+/// Holds a directory for this process alone, as long as the file is kept.
+///
+/// # Errors
+/// The directory is not there or cannot be written, or another agent holds it; `key` is the
+/// configuration's name for it.
+pub fn lock(dir: &Path, key: &str) -> io::Result<File> {
+    let lock = File::options().create(true).truncate(false).write(true).mode(0o600).open(dir.join("lock"))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+        let text = format!("{} is in use by another agent; give this one its own {key}", dir.display());
+        io::Error::new(io::ErrorKind::AddrInUse, text)
+    })?;
+    Ok(lock)
 }
 
 trait NewPrivate {
