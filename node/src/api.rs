@@ -72,7 +72,7 @@ impl Api {
     /// Serves on the configured socket (root alone) and TCP address.
     ///
     /// # Errors
-    /// An agent answers on the socket already, or an address cannot be bound.
+    /// The socket's place or the address cannot be bound.
     pub async fn serve<K, S>(served: Served<K, S>) -> anyhow::Result<Api>
     where
         K: netplumb::Kernel,
@@ -83,7 +83,7 @@ impl Api {
             format!("cannot serve metrics on {address}; set http.listen to a free address")
         })?;
         // Last, because it leaves a file behind.
-        let socket = bind(&served.config.socket()).await?;
+        let socket = bind(&served.config.socket())?;
         let (private, public_routes) = (private(served.clone()), public_of(served));
         let tasks = vec![
             tokio::spawn(async move {
@@ -97,10 +97,8 @@ impl Api {
     }
 }
 
-async fn bind(path: &Path) -> anyhow::Result<UnixListener> {
-    if tokio::net::UnixStream::connect(path).await.is_ok() {
-        anyhow::bail!("an agent answers on {} already; give this one its own run_dir", path.display());
-    }
+fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    // What an agent that was killed left behind: the run directory is locked, nobody serves it.
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             return Err(e).with_context(|| format!("cannot replace {}", path.display()));

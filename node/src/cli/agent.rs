@@ -103,6 +103,9 @@ fn identity(config: &Config) -> Result<Identity, Failure> {
 async fn serve(config: Config, identity: Identity) -> anyhow::Result<()> {
     std::fs::create_dir_all(&config.run_dir)
         .with_context(|| format!("cannot make run_dir {}", config.run_dir.display()))?;
+    // The namespaces below it are one agent's: another one would sweep them away.
+    let _held = crate::store::lock(&config.run_dir, "run_dir")
+        .with_context(|| format!("run_dir {} cannot be used", config.run_dir.display()))?;
     let kernel =
         NetlinkKernel::new(&config.run_dir, config.backend).context("the kernel cannot be reached")?;
     preflight(&kernel, &config).await?;
