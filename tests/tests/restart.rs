@@ -1,6 +1,7 @@
 //! Agents stop, die and come back; hosts are lost and found. Containers of others do not notice.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
 use tests::dns::{Answer, Poll};
@@ -225,4 +226,45 @@ fn a_container_that_went_while_the_agent_was_down_is_cleaned_up() {
         let reached = webs[1].0.ask_tcp(kept_joined.address, PORT).map_err(|e| e.to_string())?;
         want(reached == "kept", reached)
     });
+}
+
+#[test]
+fn an_agent_killed_amid_an_attach_leaves_nothing_and_can_be_asked_again() {
+    let lab = Lab::new("amid");
+    let hosts = lab.region(&["a", "b"]);
+    let far = hosts[1].container("far");
+    let far_member = far.join(PN, AP2, "web");
+    let echo = far.echo(PORT);
+    for delay_ms in [0, 4, 8, 12, 16, 20, 30, 45, 70, 120] {
+        let container = hosts[0].container(&format!("c{delay_ms}"));
+        std::thread::scope(|scope| {
+            let attach = scope.spawn(|| container.attach(PN, AP, &[]));
+            tests::wait::pause(Duration::from_millis(delay_ms));
+            hosts[0].kill_agent();
+            let outcome = attach.join().unwrap();
+            assert!([0, 1, 3].contains(&outcome.code), "{delay_ms} ms: {outcome:?}");
+        });
+        // Starts are counted, and their number would delay the next join: not what is asked here.
+        std::fs::remove_file(hosts[0].dir().join("state/starts")).unwrap();
+        hosts[0].start_agent();
+        hosts[0].wait_ready();
+        let member = container.join(PN, AP, "web");
+        assert_eq!(member.ifname, "wg0", "{delay_ms} ms: nothing of the first attempt is in the way");
+        eventually(seconds(5), &format!("{delay_ms} ms: the second attempt is a member"), || {
+            let reached = container.ask_tcp(far_member.address, PORT).map_err(|e| e.to_string())?;
+            want(reached == "far", reached)
+        });
+        container.detach(PN).ok();
+        eventually(seconds(5), &format!("{delay_ms} ms: nothing is left"), || {
+            let left: Vec<String> = lab
+                .left()
+                .into_iter()
+                .filter(|what| !what.contains("/b/") && !what.starts_with("b "))
+                .collect();
+            want(left.is_empty(), left)
+        });
+    }
+    drop(echo);
+    far.detach(PN).ok();
+    lab.assert_clean();
 }
