@@ -1,0 +1,87 @@
+//! What happened in a run, in order: the last of it to read, all of it as one hash.
+
+use std::collections::VecDeque;
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How many events are kept to be read.
+const KEPT: usize = 40;
+/// FNV-1a, 64 bits.
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+const FNV_PRIME: u64 = 0x100_0000_01b3;
+
+/// One run's events; a clone is the same history.
+#[derive(Clone)]
+pub struct History(Arc<Mutex<Events>>);
+
+struct Events {
+    began: Instant,
+    latest: Instant,
+    hash: u64,
+    count: u64,
+    last: VecDeque<String>,
+}
+
+impl History {
+    /// Begins now, by tokio's clock.
+    pub fn begin() -> History {
+        let now = Instant::now();
+        let events = Events { began: now, latest: now, hash: FNV_OFFSET, count: 0, last: VecDeque::new() };
+        History(Arc::new(Mutex::new(events)))
+    }
+
+    /// Something happened now.
+    pub fn note(&self, what: impl Display) {
+        let mut events = self.events();
+        events.latest = Instant::now();
+        let at = events.latest - events.began;
+        let line = format!("{:>12.6} s  {what}", at.as_secs_f64());
+        events.hash = fnv(fnv(events.hash, &at.as_nanos().to_be_bytes()), line.as_bytes());
+        events.count += 1;
+        if events.last.len() == KEPT {
+            events.last.pop_front();
+        }
+        events.last.push_back(line);
+    }
+
+    /// How long nothing has happened.
+    pub fn silence(&self) -> Duration {
+        self.events().latest.elapsed()
+    }
+
+    /// How long the run has lasted.
+    pub fn elapsed(&self) -> Duration {
+        self.events().began.elapsed()
+    }
+
+    /// One number for all that happened: equal histories have equal hashes.
+    pub fn hash(&self) -> u64 {
+        self.events().hash
+    }
+
+    /// How much happened.
+    pub fn count(&self) -> u64 {
+        self.events().count
+    }
+
+    /// The last events, a line each.
+    pub fn last(&self) -> String {
+        self.events().last.iter().map(|line| format!("{line}\n")).collect()
+    }
+
+    fn events(&self) -> MutexGuard<'_, Events> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The hash of some text alone.
+pub fn hash_of(text: &str) -> u64 {
+    fnv(FNV_OFFSET, text.as_bytes())
+}
+
+fn fnv(hash: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(FNV_PRIME))
+}
