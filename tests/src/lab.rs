@@ -141,7 +141,10 @@ pub fn warren(args: &[&str]) -> Outcome {
 
 fn left_on_host(dir: &Path) -> Vec<String> {
     let entries = |path: PathBuf| fs::read_dir(path).into_iter().flatten().flatten().map(|e| e.path());
-    let namespaces = entries(dir.join("run/netns")).map(|path| format!("namespace {}", path.display()));
+    let namespaces = entries(dir.join("run/netns")).map(|path| {
+        let what = if Netns::at(&path).exists() { "namespace" } else { "empty file" };
+        format!("{what} {}", path.display())
+    });
     let released = |path: &PathBuf| {
         fs::read_to_string(path).is_ok_and(|text| text.replace(' ', "").contains(r#""state":"released""#))
     };

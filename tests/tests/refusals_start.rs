@@ -108,7 +108,7 @@ fn taken_ports() {
     args.extend(["--set", "http.listen=127.0.0.1:9480"]);
     let state = format!("state_dir={}", lab.dir().join("elsewhere").display());
     args.extend(["--set", &state]);
-    host.run(&warren, &args).refused(1, &["warren.sock", "run_dir"]);
+    host.run(&warren, &args).refused(1, &["another agent", "run_dir"]);
     host.warren(&["status"]).ok();
 }
 

@@ -268,3 +268,18 @@ fn an_agent_killed_amid_an_attach_leaves_nothing_and_can_be_asked_again() {
     far.detach(PN).ok();
     lab.assert_clean();
 }
+
+#[test]
+fn a_namespace_half_made_is_cleaned_up() {
+    let lab = Lab::new("half");
+    let hosts = lab.region(&["a"]);
+    let container = hosts[0].container("c1");
+    let member = container.join(PN, AP, "web");
+    hosts[0].kill_agent();
+    container.destroy();
+    // As if the agent had died between making the file and mounting the namespace on it.
+    hosts[0].inner(&format!("bind-{}", member.member)).unmount();
+    hosts[0].start_agent();
+    hosts[0].wait_ready();
+    lab.assert_clean();
+}
