@@ -282,3 +282,32 @@ fn wall_clock_ns() -> u64 {
     let (began, epoch_ns) = WALL_CLOCK.get().expect("a cluster sets its thread's clock before it has hosts");
     epoch_ns + began.elapsed().as_nanos() as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_crash_leaves_no_task_behind() {
+        let mut cluster = Cluster::new(2, 1_700_000_000_000_000_000).unwrap();
+        for host in 0..2 {
+            cluster.start(host).await.unwrap();
+        }
+        cluster.quiet().await.unwrap();
+        cluster.hosts[1].attach(NetworkId::random(), AppId::random()).unwrap().await.unwrap();
+        let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        assert!(tasks() > 2, "two agents have tasks");
+        cluster.crash(0);
+        cluster.crash(1);
+        // What is on its way arrives nowhere.
+        sleep(Duration::from_millis(100)).await;
+        assert_eq!(tasks(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wall_clock_goes_with_virtual_time() {
+        let _cluster = Cluster::new(1, 42).unwrap();
+        sleep(Duration::from_secs(3)).await;
+        assert_eq!(wall_clock_ns(), 42 + 3_000_000_000);
+    }
+}

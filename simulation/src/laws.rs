@@ -150,3 +150,59 @@ async fn kernels_follow(cluster: &Cluster) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use gossip::id::AppId;
+
+    use super::*;
+
+    /// Three hosts with a member each, quiet.
+    async fn region() -> Cluster {
+        let mut cluster = Cluster::new(3, 1_700_000_000_000_000_000).unwrap();
+        for host in 0..3 {
+            cluster.start(host).await.unwrap();
+        }
+        cluster.quiet().await.unwrap();
+        let (network, app) = (NetworkId::random(), AppId::random());
+        for host in 0..3 {
+            let entry = cluster.hosts[host].attach(network, app).unwrap().await.unwrap();
+            let id = cluster.hosts[host].id.clone();
+            cluster.promise(id, entry);
+        }
+        cluster.quiet().await.unwrap();
+        super::check(&cluster).await.unwrap();
+        cluster
+    }
+
+    async fn check(change: impl FnOnce(&mut Cluster), broken: &str) {
+        let mut cluster = region().await;
+        change(&mut cluster);
+        let error = super::check(&cluster).await.unwrap_err();
+        assert!(error.to_string().contains(broken), "{error:#}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_law_that_is_broken_is_named() {
+        check(|cluster| cluster.crash(1), "names are those of the members on hosts that answer").await;
+        check(
+            |cluster| cluster.hosts[0].kernel.edit(|kernel| kernel.networks.clear()),
+            "the kernel is the projection of the view",
+        )
+        .await;
+        let address_changed = |cluster: &mut Cluster| {
+            let (_, entry) = cluster.promised.values_mut().next().unwrap();
+            entry.address = Ipv4Addr::new(192, 0, 2, 1);
+        };
+        check(address_changed, "who was attached is a member").await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_is_not_back_yet_breaks_the_first_law() {
+        let mut cluster = region().await;
+        cluster.crash(2);
+        cluster.start(2).await.unwrap();
+        let error = super::check(&cluster).await.unwrap_err();
+        assert!(error.to_string().contains("views are equal"), "{error:#}");
+    }
+}

@@ -1,0 +1,40 @@
+//! The canary of the whole simulation: one seed is one history.
+
+#![allow(clippy::unwrap_used, reason = "a test that is surprised fails")]
+
+use std::process::Command;
+use std::thread;
+
+/// What a seed prints, its hash over all that happened included.
+fn history(seed: u64) -> String {
+    let mut simulation = Command::new(env!("CARGO_BIN_EXE_simulation"));
+    let output = simulation.args(["--hosts", "4", "--seed", &seed.to_string()]).output().unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{printed}");
+    printed
+}
+
+#[test]
+fn the_same_seed_gives_the_same_history() {
+    for seed in 1..=4 {
+        let other = thread::spawn(move || history(seed));
+        let one = history(seed);
+        assert_eq!(one, other.join().unwrap());
+    }
+}
+
+#[test]
+fn another_seed_gives_another_history() {
+    let hash = |seed| history(seed).rsplit_once(' ').unwrap().1.to_owned();
+    assert_ne!(hash(1), hash(2));
+}
+
+#[test]
+fn seeds_are_run_side_by_side_and_told_in_order() {
+    let mut simulation = Command::new(env!("CARGO_BIN_EXE_simulation"));
+    let output = simulation.args(["--hosts", "2", "--seeds", "7..9"]).output().unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let starts: Vec<&str> = printed.lines().filter_map(|line| line.split(':').next()).collect();
+    assert_eq!(starts, ["seed 7", "seed 8", "seed 9", "3 seeds, every law held"]);
+    assert!(output.status.success());
+}
