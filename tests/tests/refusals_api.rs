@@ -8,21 +8,26 @@ use tests::{Host, Lab, seconds};
 
 const JSON: &str = "application/json";
 
-/// The answer is a problem of this status (RFC 9457) that has each of `words`.
-#[track_caller]
-fn problem(host: &Host, method: &str, path: &str, kind: &str, body: &[u8], status: u16, words: &[&str]) {
-    let what = format!("{method} {path} {}", String::from_utf8_lossy(&body[..body.len().min(80)]));
-    let answer = host.api(method, path, kind, body).unwrap_or_else(|e| panic!("{what}: {e}"));
-    assert_eq!(answer.status, status, "{what}: {answer:?}");
-    assert!(answer.says("content-type: application/problem+json"), "{what}: {answer:?}");
+/// Method, path, content type, body, status, what is said.
+type Case<'a> = (&'a str, &'a str, &'a str, &'a str, u16, &'a [&'a str]);
+
+/// The answer is a problem (RFC 9457) of the case's status that says its words; or what it is.
+fn problem(host: &Host, (method, path, kind, body, status, words): &Case) -> Result<(), String> {
+    let answer =
+        host.api(method, path, kind, body.as_bytes()).map_err(|e| format!("{method} {path}: {e}"))?;
+    let shown: String = body.chars().take(80).collect();
+    let want = |holds: bool, what: &str| match holds {
+        true => Ok(()),
+        false => Err(format!("{method} {path} {shown}: {what}: {answer:?}")),
+    };
+    want(answer.status == *status, &format!("status is not {status}"))?;
+    want(answer.says("content-type: application/problem+json"), "not a problem")?;
     let problem = answer.json();
-    assert_eq!(problem["status"], status, "{what}: {problem}");
+    want(problem["status"] == *status, "another status in the body")?;
     for key in ["type", "title", "detail"] {
-        assert!(problem[key].as_str().is_some_and(|text| !text.is_empty()), "{what}: no {key} in {problem}");
+        want(problem[key].as_str().is_some_and(|text| !text.is_empty()), &format!("no {key}"))?;
     }
-    for word in words {
-        assert!(answer.body.contains(word), "{what}: no {word:?} in {problem}");
-    }
+    words.iter().try_for_each(|word| want(answer.body.contains(word), &format!("no {word:?}")))
 }
 
 #[test]
@@ -34,8 +39,7 @@ fn bad_requests() {
     let with = |key: &str, value: &str| good.replacen('{', &format!("{{\"{key}\":{value},"), 1);
     let large = format!("{{\"app\":\"{}\"}}", "x".repeat(70_000));
     let deep = "[".repeat(60_000);
-    // Method, path, content type, body, status, what is said.
-    let cases: &[(&str, &str, &str, &str, u16, &[&str])] = &[
+    let cases: &[Case] = &[
         ("PUT", &member, JSON, &good, 404, &["/no/such/netns"]),
         ("PUT", &member, JSON, "", 400, &[]),
         ("PUT", &member, JSON, "{", 400, &["JSON"]),
@@ -68,15 +72,7 @@ fn bad_requests() {
         ("BREW", "/v1/status", JSON, "", 405, &[]),
         ("PATCH", &member, JSON, &good, 405, &[]),
     ];
-    let mut wrong = Vec::new();
-    for (method, path, kind, body, status, words) in cases {
-        let case = std::panic::AssertUnwindSafe(|| {
-            problem(&hosts[0], method, path, kind, body.as_bytes(), *status, words);
-        });
-        if let Err(panic) = std::panic::catch_unwind(case) {
-            wrong.push(panic.downcast_ref::<String>().cloned().unwrap_or_default());
-        }
-    }
+    let wrong: Vec<String> = cases.iter().filter_map(|case| problem(&hosts[0], case).err()).collect();
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
     // A detach of what is not there is done.
     let detached = hosts[0].api("DELETE", &member, JSON, b"").unwrap();

@@ -1,5 +1,7 @@
 //! Agents stop, die and come back; hosts are lost and found. Containers of others do not notice.
 
+#![allow(clippy::unwrap_used, reason = "a test that is surprised fails")]
+
 use std::net::IpAddr;
 use std::time::Duration;
 
