@@ -52,6 +52,17 @@ pub trait Kernel: Send + Sync + 'static {
     /// Does one Op; doing it twice is as good as once.
     fn apply(&self, op: &Op) -> impl Future<Output = Result<(), Error>> + Send;
 
+    /// Does many Ops that do not depend on each other; the answers are in their order. All are tried.
+    fn apply_all(&self, ops: &[Op]) -> impl Future<Output = Vec<Result<(), Error>>> + Send {
+        async move {
+            let mut results = Vec::with_capacity(ops.len());
+            for op in ops {
+                results.push(self.apply(op).await);
+            }
+            results
+        }
+    }
+
     /// What each member of `ours` exchanged with each of its peers; what cannot be read is left out.
     fn traffic(&self, ours: &Ours) -> impl Future<Output = Vec<Traffic>> + Send;
 }
@@ -87,6 +98,10 @@ impl<K: Kernel> Kernel for Arc<K> {
 
     fn apply(&self, op: &Op) -> impl Future<Output = Result<(), Error>> + Send {
         (**self).apply(op)
+    }
+
+    fn apply_all(&self, ops: &[Op]) -> impl Future<Output = Vec<Result<(), Error>>> + Send {
+        (**self).apply_all(ops)
     }
 
     fn traffic(&self, ours: &Ours) -> impl Future<Output = Vec<Traffic>> + Send {

@@ -68,6 +68,8 @@ struct Host {
     sockets: Mutex<BTreeMap<String, (u64, Rtnl)>>,
     wireguard: Wireguard,
     cookie: u64,
+    /// Whether the guard can be installed: the kernel's answer costs a transaction, and stays.
+    nf_tables: bool,
     /// When a VXLAN device went with its namespace.
     dropped: Mutex<Option<Instant>>,
 }
@@ -91,6 +93,7 @@ impl NetlinkKernel {
             sockets: Mutex::default(),
             wireguard,
             cookie: netns::cookie().map_err(failed)?,
+            nf_tables: nft::supported(),
             dropped: Mutex::default(),
         })))
     }
@@ -118,7 +121,9 @@ impl NetlinkKernel {
 
 impl Kernel for NetlinkKernel {
     async fn preflight(&self) -> Vec<Problem> {
-        let found = self.blocking(|host| Ok(probe::problems(&host.namespaces, &host.wireguard))).await;
+        let found = self
+            .blocking(|host| Ok(probe::problems(&host.namespaces, &host.wireguard, host.nf_tables)))
+            .await;
         found.unwrap_or_else(|error| vec![Problem { what: error.to_string(), fatal: true }])
     }
 
@@ -128,7 +133,7 @@ impl Kernel for NetlinkKernel {
 
     async fn identify(&self, source: &NetnsSource) -> Result<Container, Error> {
         let source = source.clone();
-        self.blocking(move |host| probe::identify(&source, host.cookie)).await
+        self.blocking(move |host| probe::identify(&source, host.cookie, host.nf_tables)).await
     }
 
     async fn alive(&self, netns: &NetnsRef, inode: u64) -> bool {
@@ -156,6 +161,17 @@ impl Kernel for NetlinkKernel {
             match host.blocking(move |host| host.apply(&op)).await {
                 Err(Error::VniInUse { .. }) if self.0.lingers() => tokio::time::sleep(RETRY).await,
                 result => return result,
+            }
+        }
+    }
+
+    async fn apply_all(&self, ops: &[Op]) -> Vec<Result<(), Error>> {
+        let many = ops.to_vec();
+        match self.blocking(move |host| Ok(many.iter().map(|op| host.apply(op)).collect())).await {
+            Ok(results) => results,
+            Err(error) => {
+                let what = error.to_string();
+                ops.iter().map(|_| Err(Error::kernel("work", io::Error::other(what.clone())))).collect()
             }
         }
     }
@@ -265,9 +281,13 @@ impl Host {
         let members = ours.networks.values().flat_map(|members| members.keys().map(|id| binding_name(id)));
         let named: BTreeSet<String> =
             ours.networks.keys().map(|name| fabric_name(name)).chain(members).collect();
-        for name in self.namespaces.names()?.into_iter().filter(|name| !named.contains(name)) {
-            tracing::warn!(name, "a namespace that the journal does not name: removed");
-            self.drop_namespace(&name)?;
+        for name in self.namespaces.names()? {
+            // An agent that was killed before the mount leaves a file that is no namespace yet.
+            let half_made = !named.contains(&name) || self.namespaces.open(&name).is_ok_and(|n| n.is_none());
+            if half_made {
+                tracing::warn!(name, "a namespace that the journal does not name, or half made: removed");
+                self.drop_namespace(&name)?;
+            }
         }
         Ok(())
     }

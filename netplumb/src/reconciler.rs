@@ -134,28 +134,45 @@ impl<K: Kernel> Reconciler<K> {
     async fn apply(&mut self, plan: Plan, report: &mut Report) {
         let mut broken: BTreeSet<(String, Option<String>)> = BTreeSet::new();
         let mut doubtful: BTreeSet<String> = BTreeSet::new();
-        for op in plan.ops {
-            let network = op.network().to_owned();
-            let place = (network.clone(), op.member().map(str::to_owned));
-            if broken.contains(&place) || broken.contains(&(network.clone(), None)) {
+        let mut ops = plan.ops.into_iter().peekable();
+        while let Some(op) = ops.next() {
+            let place = |op: &Op| (op.network().to_owned(), op.member().map(str::to_owned));
+            let is_broken =
+                |op: &Op| broken.contains(&place(op)) || broken.contains(&(op.network().to_owned(), None));
+            if is_broken(&op) {
                 report.steps.push(Step { op, outcome: Outcome::Skipped });
                 continue;
             }
-            let outcome = match self.kernel.apply(&op).await {
-                Ok(()) => {
-                    self.known.apply(&op);
-                    Outcome::Done
-                }
-                Err(error) => {
-                    tracing::info!(network, member = op.member(), kind = op.kind(), %error, "op failed");
-                    doubtful.insert(network);
-                    if op.essential() {
-                        broken.insert(place);
-                    }
-                    Outcome::Failed(error)
-                }
+            let mut run = vec![op];
+            // Nothing waits for these, so they go to the kernel together: the rows that a new
+            // member gets at each of the others.
+            while !run[0].essential()
+                && let Some(next) = ops.next_if(|next| !next.essential() && !is_broken(next))
+            {
+                run.push(next);
+            }
+            let results = match run.as_slice() {
+                [single] => vec![self.kernel.apply(single).await],
+                many => self.kernel.apply_all(many).await,
             };
-            report.steps.push(Step { op, outcome });
+            for (op, result) in run.into_iter().zip(results) {
+                let outcome = match result {
+                    Ok(()) => {
+                        self.known.apply(&op);
+                        Outcome::Done
+                    }
+                    Err(error) => {
+                        let (network, member) = place(&op);
+                        tracing::info!(network, member, kind = op.kind(), %error, "op failed");
+                        doubtful.insert(network.clone());
+                        if op.essential() {
+                            broken.insert((network, member));
+                        }
+                        Outcome::Failed(error)
+                    }
+                };
+                report.steps.push(Step { op, outcome });
+            }
         }
         self.known.networks.retain(|name, _| !doubtful.contains(name));
     }

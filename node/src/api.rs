@@ -291,7 +291,6 @@ async fn member<K, S: Clone>(
 
 fn told(config: &Config, snapshot: &Snapshot, entry: &Entry, applied: Applied) -> Attached {
     let app = entry.app.to_string();
-    let key = entry.private_key.public();
     let domain = format!("{app}.{}.{}", entry.network, config.dns.zone);
     let underlay = snapshot.view.hosts.values().map(|h| h.records.host.mtu).min();
     let ipv6 = config.underlay.address.is_ipv6();
@@ -304,8 +303,8 @@ fn told(config: &Config, snapshot: &Snapshot, entry: &Entry, applied: Applied) -
         ordinal: entry.ordinal,
         address: entry.address,
         address6: entry.address6,
-        mac: Mac::of_key(&key).to_string(),
-        public_key: String::from(gossip::record::PublicKey(key.0)),
+        mac: Mac::of_key(&netplumb::state::Key(entry.public_key.0)).to_string(),
+        public_key: String::from(entry.public_key),
         ifname: entry.ifname.clone(),
         mtu: netplumb::state::wg_mtu(netplumb::state::fabric_mtu(underlay.unwrap_or(1500), ipv6)),
         vni: entry.claim.vni,

@@ -73,7 +73,7 @@ pub fn record(entry: &Entry) -> MemberRecord {
         ordinal_chosen: entry.ordinal_chosen,
         address: entry.address,
         address6: entry.address6,
-        key: gossip::record::PublicKey(entry.private_key.public().0),
+        key: entry.public_key,
         unknown: BTreeMap::new(),
     }
 }
@@ -152,7 +152,7 @@ fn own_member(entry: &Entry, subnet: ipnet::Ipv4Net, here: &Here, mtu: u32) -> M
         netns: entry.netns.clone(),
         ifname: entry.ifname.clone(),
         mtu: netplumb::state::wg_mtu(mtu),
-        mac: Mac::of_key(&entry.private_key.public()),
+        mac: Mac::of_key(&Key(entry.public_key.0)),
         address: entry.address,
         subnet,
         address6: entry.address6,
@@ -265,6 +265,7 @@ mod tests {
             address: Ipv4Addr::new(10, 240, 0, last),
             address6: None,
             private_key: PrivateKey([last; 32]),
+            public_key: gossip::record::PublicKey(PrivateKey([last; 32]).public().0),
             state,
             counter: u64::from(last),
         }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use gossip::KnownHost;
 use gossip::id::{AppId, MemberId, NetworkId, ProcessType};
-use gossip::record::{MemberState, NetworkRecord};
+use gossip::record::{MemberState, NetworkRecord, PublicKey};
 use netplumb::state::{NetnsRef, PrivateKey};
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +52,9 @@ pub struct Entry {
     /// WireGuard private key in base64; the file is readable by root alone.
     #[serde(with = "private_key")]
     pub private_key: PrivateKey,
+    /// Its public half: deriving it takes a scalar multiplication, and every look at the journal
+    /// needs it.
+    pub public_key: PublicKey,
     /// Where in its life it is.
     pub state: MemberState,
     /// The counter of the claim.
@@ -386,6 +389,7 @@ mod tests {
             address: Ipv4Addr::new(10, 240, 0, 1),
             address6: None,
             private_key: PrivateKey([7; 32]),
+            public_key: PublicKey(PrivateKey([7; 32]).public().0),
             state: MemberState::Ready,
             counter: 3,
         }

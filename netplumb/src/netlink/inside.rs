@@ -137,7 +137,7 @@ fn look(route: &mut Rtnl, wireguard: &Wireguard, member: &str, site: &Site) -> i
 
 /// Everything the caller needs to know before it attaches the container whose namespace the calling
 /// thread is in.
-pub(crate) fn survey(netns: NetnsRef, inode: u64, own: bool) -> io::Result<Container> {
+pub(crate) fn survey(netns: NetnsRef, inode: u64, own: bool, nf_tables: bool) -> io::Result<Container> {
     let mut route = Rtnl::here()?;
     let links = route.links()?;
     let name = |index: u32| links.values().find(|link| link.index == index).map(|link| link.name.clone());
@@ -154,7 +154,7 @@ pub(crate) fn survey(netns: NetnsRef, inode: u64, own: bool) -> io::Result<Conta
         routes: routes.into_iter().collect(),
         addresses,
         ipv6: netns::has_ipv6(),
-        nf_tables: nft::supported(),
+        nf_tables,
         leftovers: !ours.is_empty() || nft::stands(),
         links: links.into_keys().collect(),
     })

@@ -21,13 +21,13 @@ use crate::netns::{self, Namespaces};
 use crate::state::{Mac, NetnsRef, Vtep};
 
 /// What this host lacks, found out in a namespace that ends at once.
-pub(crate) fn problems(namespaces: &Namespaces, wireguard: &Wireguard) -> Vec<Problem> {
+pub(crate) fn problems(namespaces: &Namespaces, wireguard: &Wireguard, nf_tables: bool) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut fatal = |what: String| problems.push(Problem { what, fatal: true });
     if let Err(error) = fs::create_dir_all(&namespaces.directory) {
         fatal(format!("{} cannot be made ({error}): set `run_dir`", namespaces.directory.display()));
     }
-    match netns::scratch(|| tried(wireguard)) {
+    match netns::scratch(|| tried(wireguard, nf_tables)) {
         Ok(found) => problems.extend(found),
         Err(error) => fatal(Error::kernel("make a network namespace", error).to_string()),
     }
@@ -35,7 +35,7 @@ pub(crate) fn problems(namespaces: &Namespaces, wireguard: &Wireguard) -> Vec<Pr
 }
 
 /// Makes one of everything in the calling thread's namespace.
-fn tried(wireguard: &Wireguard) -> Vec<Problem> {
+fn tried(wireguard: &Wireguard, nf_tables: bool) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut report = |fatal: bool, error: Error| problems.push(Problem { what: error.to_string(), fatal });
     if let Err(error) = netns::cookie() {
@@ -47,7 +47,7 @@ fn tried(wireguard: &Wireguard) -> Vec<Problem> {
     if let (Wireguard::Userspace { .. }, Err(error)) = (wireguard, open_tun("probe-tun")) {
         report(true, Error::NoTun(error));
     }
-    if !nft::supported() {
+    if !nf_tables {
         report(false, nft::NftError::Unsupported(io::ErrorKind::Unsupported.into()).into());
     }
     problems
@@ -67,7 +67,7 @@ fn links() -> Result<(), Error> {
 }
 
 /// Takes hold of what `source` names, makes sure that it is what the caller meant, and looks inside.
-pub(crate) fn identify(source: &NetnsSource, host: u64) -> Result<Container, Error> {
+pub(crate) fn identify(source: &NetnsSource, host: u64, nf_tables: bool) -> Result<Container, Error> {
     let (path, netns) = match source {
         NetnsSource::Path(path) => (path.clone(), netns::open(path)?),
         NetnsSource::Pid { pid, inode } => of_process(*pid, *inode)?,
@@ -76,7 +76,7 @@ pub(crate) fn identify(source: &NetnsSource, host: u64) -> Result<Container, Err
     let survey = || {
         let cookie = netns::cookie()?;
         let own = cookie == host || fs::metadata("/proc/1/ns/net").is_ok_and(|init| init.ino() == inode);
-        inside::survey(NetnsRef { path: path.clone(), cookie }, inode, own)
+        inside::survey(NetnsRef { path: path.clone(), cookie }, inode, own, nf_tables)
     };
     let seen = netns::enter(netns.as_fd(), survey).map_err(|error| netns::entering(&path, error))?;
     seen.map_err(|error| Error::kernel(format!("look into {}", path.display()), error))

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use gossip::id::{HostId, MemberId, NetworkId};
-use gossip::record::MemberState;
+use gossip::record::{MemberState, PublicKey};
 use netplumb::kernel::{Container, Kernel};
 use tokio::time::Instant;
 
@@ -88,6 +88,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 .map_err(conflict)?,
         };
         let mtu = project::wireguard_mtu(&self.view, &self.here);
+        let private_key = netplumb::state::PrivateKey::generate();
         let entry = Entry {
             member: MemberId::random(),
             container: id,
@@ -104,7 +105,8 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             address,
             address6: (container.ipv6 && mtu >= project::IPV6_MTU_MIN)
                 .then(|| project::address6(network, address)),
-            private_key: netplumb::state::PrivateKey::generate(),
+            public_key: PublicKey(private_key.public().0),
+            private_key,
             state: MemberState::Joining,
             counter: self.ledger.next_counter(),
         };
