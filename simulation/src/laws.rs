@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use gossip::id::{HostId, MemberId, NetworkId};
 use gossip::record::{MemberRecord, MemberState, NetworkRecord};
 use netplumb::kernel::Kernel as _;
@@ -86,11 +86,12 @@ fn things_have_one_holder(cluster: &Cluster) -> anyhow::Result<()> {
             }
             let address = (network, record.address);
             if let Some(other) = addresses.insert(address, member) {
-                anyhow::bail!("{}: {} is held by {other} and {member}", host.id, record.address);
+                bail!("{}: {} is held by {other} and {member}", host.id, record.address);
             }
-            let ordinal = (network, record.app, record.process.to_string(), record.ordinal);
+            let Some(number) = record.ordinal else { continue };
+            let ordinal = (network, record.app, record.process.as_str(), number);
             if let Some(other) = ordinals.insert(ordinal, member) {
-                anyhow::bail!("{}: {other} and {member} are both number {:?}", host.id, record.ordinal);
+                bail!("{}: {other} and {member} are both number {number}", host.id);
             }
         }
     }

@@ -35,7 +35,7 @@ struct Arguments {
     #[arg(long, value_name = "A..B", value_parser = seeds::parse, conflicts_with = "seed")]
     seeds: Option<RangeInclusive<u64>>,
     /// How long a history lasts at least, in virtual seconds
-    #[arg(long, value_name = "T", default_value_t = 60)]
+    #[arg(long, value_name = "T", default_value_t = 180)]
     virtual_seconds: u64,
 }
 

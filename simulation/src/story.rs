@@ -1,8 +1,9 @@
-//! What is done to a region: hosts start, containers come and go, a host crashes and comes back.
+//! What is done to a region: hosts start, containers come and go, a host crashes and comes back, once so
+//! late that it is found dead and once so soon that nobody notices.
 
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use gossip::Timings;
 use gossip::id::{AppId, NetworkId};
 use rand::rngs::SmallRng;
@@ -20,6 +21,7 @@ const MEMBERS_PER_HOST: usize = 2;
 const LOOK: Duration = Duration::from_millis(100);
 /// A host that starts again is back in answers after five intervals, and asks around before.
 const BACK_WITHIN: Duration = Duration::from_secs(5);
+const A_MINUTE: Duration = Duration::from_secs(60);
 
 /// Tells the story of a seed; the laws are checked whenever the region is quiet. It lasts at least as long as
 /// asked, so that audits run and quarantines end.
@@ -51,6 +53,10 @@ pub async fn tell(cluster: &mut Cluster, seed: u64, lasting: Duration) -> anyhow
     cluster.start(host).await?;
     in_answers_within(cluster, BACK_WITHIN).await.context("after the crash and the restart")?;
     settle(cluster).await.context("after the restart")?;
+
+    // Three starts within a minute would delay the join, and the others would miss the host.
+    sleep(A_MINUTE).await;
+    restart_unnoticed(cluster, host).await.context("after the quick restart")?;
 
     sleep_until(end).await;
     settle(cluster).await.context("at the end")
@@ -90,6 +96,23 @@ async fn in_answers_within(cluster: &Cluster, bound: Duration) -> anyhow::Result
             .with_context(|| format!("law broken: names follow within {} ms", bound.as_millis()))?;
     }
     cluster.history.note("names have followed");
+    Ok(())
+}
+
+/// An agent that is back at once: nobody misses its names, and no kernel has anything to do.
+async fn restart_unnoticed(cluster: &mut Cluster, host: usize) -> anyhow::Result<()> {
+    let written = |cluster: &Cluster| cluster.hosts.iter().map(|h| h.kernel.applied()).collect::<Vec<_>>();
+    let before = written(cluster);
+    cluster.crash(host);
+    cluster.start(host).await?;
+    let until = Instant::now() + A_MINUTE;
+    while Instant::now() < until {
+        sleep(LOOK).await;
+        laws::answers_follow(cluster).context("law broken: an agent that is back at once is not missed")?;
+    }
+    settle(cluster).await?;
+    let after = written(cluster);
+    ensure!(before == after, "law broken: a restart writes nothing; Ops by host {before:?}, then {after:?}");
     Ok(())
 }
 
