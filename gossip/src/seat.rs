@@ -115,6 +115,7 @@ impl Seat {
     /// Runs until the region is left, or every handle is dropped.
     pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         let mut looks = ticks(LOOK_PAUSE_MAX.min(self.config.interval / 4));
+        let mut news = self.gate.news();
         let mut intervals = ticks(self.config.interval);
         let mut ended = Box::pin(self.chitchat.termination_watcher());
         loop {
@@ -123,7 +124,8 @@ impl Seat {
                     Some(command) => if self.obey(command).await.is_break() { return },
                     None => return,
                 },
-                _ = looks.tick() => {
+                // At once when something may have changed; by the clock for what only time changes.
+                _ = async { tokio::select! { _ = looks.tick() => {} Ok(()) = news.changed() => {} } } => {
                     let whole_own = self.look().await;
                     if !whole_own && self.restart().await {
                         ended = Box::pin(self.chitchat.termination_watcher());

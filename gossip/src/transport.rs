@@ -21,11 +21,17 @@ pub(crate) struct Gate {
     digest_bytes: AtomicUsize,
     /// How many ACKs, which carry our news, were sent.
     acks: watch::Sender<u64>,
+    /// Changes when chitchat has taken in a message that can carry news.
+    news: watch::Sender<()>,
 }
 
 impl Gate {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { digest_bytes: AtomicUsize::new(0), acks: watch::Sender::new(0) })
+        Arc::new(Self {
+            digest_bytes: AtomicUsize::new(0),
+            acks: watch::Sender::new(0),
+            news: watch::Sender::new(()),
+        })
     }
 
     /// Notes the size of our digest; returns whether SYNs are handed to chitchat.
@@ -36,6 +42,10 @@ impl Gate {
 
     pub(crate) fn is_open(&self) -> bool {
         self.digest_bytes.load(Ordering::Relaxed) <= DIGEST_BYTES_MAX
+    }
+
+    pub(crate) fn news(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
     }
 
     pub(crate) fn acks(&self) -> watch::Receiver<u64> {
@@ -65,12 +75,14 @@ pub(crate) struct WireTransport {
 struct WireSocket {
     wire: Arc<dyn Wire>,
     gate: Arc<Gate>,
+    /// The last message handed to chitchat can carry news; by the next call it has taken it in.
+    brought_news: bool,
 }
 
 #[async_trait]
 impl Transport for WireTransport {
     async fn open(&self, _listen: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
-        Ok(Box::new(WireSocket { wire: self.wire.clone(), gate: self.gate.clone() }))
+        Ok(Box::new(WireSocket { wire: self.wire.clone(), gate: self.gate.clone(), brought_news: false }))
     }
 }
 
@@ -94,6 +106,9 @@ impl Socket for WireSocket {
     }
 
     async fn recv(&mut self) -> anyhow::Result<RecvOutcome> {
+        if std::mem::take(&mut self.brought_news) {
+            self.gate.news.send_replace(());
+        }
         loop {
             let Some(received) = self.wire.recv().await else { anyhow::bail!("the wire is closed") };
             let refused = match received.envelope.message {
@@ -105,6 +120,7 @@ impl Socket for WireSocket {
                 self.wire.counters().dropped("envelope");
                 continue;
             }
+            self.brought_news = !matches!(received.envelope.message, ChitchatMessage::Syn { .. });
             return Ok(RecvOutcome {
                 from_addr: received.from,
                 envelope: received.envelope,
