@@ -11,10 +11,11 @@ help: ## this list
 
 demo: ## three hosts on this machine, proved line by line (under a minute after the build)
 	@.ci/deps demo
-	$(CARGO) build --release --bin warren --bin warren-demo
+	$(CARGO) build --release -p node -p tests --bin warren --bin warren-demo
 	target/release/warren-demo
 
-test: ## everything: lints, unit tables, contract suites, simulation, end-to-end on real namespaces
+# Every step builds the whole workspace with the same features, so that nothing is built twice.
+test: ## everything: lints, unit tables, simulation, contract suites and end-to-end on real namespaces
 	@.ci/deps test
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory unit
@@ -27,26 +28,27 @@ check: ## formatting, lints, house rules, licences
 	@if command -v cargo-deny >/dev/null; then cargo deny check licenses bans sources; \
 	 else echo "cargo-deny is not installed (cargo install cargo-deny): licences were not checked"; fi
 
-unit: ## tables, properties and contract suites of every crate
-	$(CARGO) test --workspace --exclude tests
+unit: ## tables and properties of every crate
+	$(CARGO) test --workspace --lib --bins
 
-e2e: ## hosts of namespaces, real agents, real packets
-	$(CARGO) build --bin warren
-	$(CARGO) test -p tests --no-fail-fast -- --test-threads=2
+e2e: ## contract suites, and hosts of namespaces with real agents and real packets
+	$(CARGO) build --workspace --bins
+	$(CARGO) test --workspace --test '*' --no-fail-fast -- --test-threads=2
 
 sim: ## the same node on a simulated region: make sim SEEDS=1..8
-	$(CARGO) run -q -p simulation -- --hosts 5 --seeds $(or $(SEEDS),1..8)
+	$(CARGO) build --workspace --bins
+	target/debug/simulation --hosts 5 --seeds $(or $(SEEDS),1..8)
 
 bench: ## measure against the targets: make bench ONLY=attach
 	@.ci/deps test
-	$(CARGO) build --release --bin warren --bin warren-bench
+	$(CARGO) build --release -p node -p tests --bin warren --bin warren-bench
 	target/release/warren-bench $(ONLY)
 
 fmt: ## format
 	$(CARGO) fmt --all
 
 install: ## /usr/local/bin/warren
-	$(CARGO) build --release --bin warren
+	$(CARGO) build --release -p node --bin warren
 	$(ROOT) install -D -m 0755 target/release/warren $(DESTDIR)/usr/local/bin/warren
 
 clean: ## remove what was built
