@@ -123,6 +123,10 @@ pub fn desired<'a>(
     for (key, standing, record) in live_members(view, ledger) {
         let Some(network) = desired.networks.get_mut(&key.1.to_string()) else { continue };
         let (host, _, member) = &key;
+        // An own member that is not on disk yet comes to its neighbours with its own objects.
+        if *host == here.host && !network.members.contains_key(member.as_str()) {
+            continue;
+        }
         let public = Key(record.key.0);
         let mac = Mac::of_key(&public);
         if *host != here.host {
@@ -334,6 +338,16 @@ mod tests {
             assert_eq!(member.peers.len(), 2, "the other local one and the remote one");
             assert_eq!(member.mtu, 1390);
         }
+    }
+
+    #[test]
+    fn an_own_member_that_is_not_on_disk_is_nowhere() {
+        let own = [entry(1, MemberState::Ready), entry(2, MemberState::Joining)];
+        let view = view(&[("a", Standing::Answering, &own)]);
+        let (desired, _) = project(&view, &own[..1]);
+        let network = &desired.networks[&pn().to_string()];
+        assert_eq!(network.members.len(), 1);
+        assert!(network.members.values().all(|member| member.peers.is_empty()));
     }
 
     #[test]
