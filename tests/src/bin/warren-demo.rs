@@ -6,17 +6,16 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::net::Ipv4Addr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
-use rustix::mount::{MountFlags, mount};
 use tests::ids::{AP, PN, PN2, name};
 use tests::sniffer::{Kind, Sniffer};
 use tests::traffic::Echo;
 use tests::wait::{eventually, seconds, timed, want};
-use tests::{Attached, Container, Host, Lab};
+use tests::{Attached, Container, Host, Lab, stage};
 
 /// Travels through the network and is searched for on the wire.
 const CLEARTEXT: &[u8] = b"the-secret-that-must-never-be-seen-on-the-wire";
@@ -29,7 +28,7 @@ fn main() -> ExitCode {
     if std::env::var_os(INSIDE).is_none() {
         return enter();
     }
-    if let Err(error) = mount("warren", "/run", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, None) {
+    if let Err(error) = stage::own_run() {
         eprintln!("the demo needs a /run of its own and cannot mount one: {error}");
         return ExitCode::FAILURE;
     }
@@ -40,33 +39,11 @@ fn main() -> ExitCode {
     story.end()
 }
 
-/// Runs this program again in network, mount and process namespaces of its own, which take
-/// everything along when it ends; as a user in a user namespace too.
 fn enter() -> ExitCode {
-    let user = !rustix::process::geteuid().is_root();
-    let mut unshare = Command::new("unshare");
-    if user {
-        unshare.arg("--map-root-user");
-    }
-    unshare.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
-    let own = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
-    // Tried, not guessed: kernels and containers forbid namespaces in many ways.
-    let mut trial = Command::new("unshare");
-    trial.args(unshare.get_args()).arg("true").stderr(std::process::Stdio::null());
-    if !trial.status().is_ok_and(|status| status.success()) {
-        let needs = if user {
-            "this machine lets users make no namespaces: run `sudo make demo`"
-        } else {
-            "network, mount and process namespaces cannot be made here (a container without privileges?): \
-             run the demo on a host, as root"
-        };
-        eprintln!("the demo cannot run: {needs}");
-        return ExitCode::FAILURE;
-    }
-    match unshare.arg(own).env(INSIDE, "1").status() {
+    match stage::run_inside(INSIDE, "1") {
         Ok(status) => ExitCode::from(status.code().unwrap_or(1) as u8),
-        Err(error) => {
-            eprintln!("the demo cannot run: {error}");
+        Err(needs) => {
+            eprintln!("the demo cannot run: {needs}");
             ExitCode::FAILURE
         }
     }

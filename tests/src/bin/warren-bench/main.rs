@@ -12,12 +12,11 @@ mod floor;
 mod report;
 
 use std::env;
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
-use rustix::mount::{MountFlags, mount};
+use tests::stage;
 
 /// Set for the bench inside its own namespaces: its directory on a real disk.
 const INSIDE: &str = "WARREN_BENCH_DIR";
@@ -47,33 +46,22 @@ fn enter() -> ExitCode {
         eprintln!("the bench cannot run: {what}");
         ExitCode::FAILURE
     };
-    let mut unshare = Command::new("unshare");
-    if !rustix::process::geteuid().is_root() {
-        unshare.arg("--map-root-user");
-    }
-    unshare.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
-    let mut trial = Command::new("unshare");
-    trial.args(unshare.get_args()).arg("true").stderr(Stdio::null());
-    if !trial.status().is_ok_and(|status| status.success()) {
-        return failed("network, mount and process namespaces cannot be made here; run it as root".into());
-    }
     let own = env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
     let dir = target_dir(&own).join(format!("bench-{}", std::process::id()));
     if let Err(error) = fs::create_dir_all(&dir) {
         return failed(format!("{} cannot be made: {error}", dir.display()));
     }
-    let arguments: Vec<OsString> = env::args_os().skip(1).collect();
-    let ended = unshare.arg(&own).args(arguments).env(INSIDE, &dir).status();
+    let ended = stage::run_inside(INSIDE, &dir);
     // Best effort: it is below `target`.
     let _ = fs::remove_dir_all(&dir);
     match ended {
         Ok(status) => ExitCode::from(status.code().unwrap_or(1) as u8),
-        Err(error) => failed(error.to_string()),
+        Err(needs) => failed(needs),
     }
 }
 
 fn inside(dir: &Path) -> ExitCode {
-    if let Err(error) = mount("warren", "/run", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, None) {
+    if let Err(error) = stage::own_run() {
         eprintln!("the bench needs a /run of its own and cannot mount one: {error}");
         return ExitCode::FAILURE;
     }
