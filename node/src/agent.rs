@@ -77,8 +77,6 @@ pub struct Snapshot {
     pub generation: u64,
     /// Why this host has not joined the region, when it has not.
     pub unjoined: Option<String>,
-    /// When claims can be made.
-    pub judging: bool,
 }
 
 /// A message of a task to the loop.
@@ -186,7 +184,6 @@ where
         zones: Arc::default(),
         generation: 0,
         unjoined: Some("not joined yet".into()),
-        judging: false,
     });
     let (steps, step_queue) = mpsc::channel(256);
     let wanted =
@@ -370,8 +367,11 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
 
     /// This host's first records; `host` is put last by gossip.
     fn initial(&self) -> Vec<Record> {
-        let mut records = self.journal.initial();
-        records.push(Record::Host(HostRecord {
+        self.journal.initial().into_iter().chain([Record::Host(self.host_record())]).collect()
+    }
+
+    fn host_record(&self) -> HostRecord {
+        HostRecord {
             name: self.here.host.clone(),
             counter: self.ledger.counter_max,
             vtep: self.here.vtep.address,
@@ -380,8 +380,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             speaks: gossip::record::FORMAT,
             away: None,
             unknown: BTreeMap::new(),
-        }));
-        records
+        }
     }
 
     async fn enter(&mut self, gossip: Gossip) {
@@ -419,20 +418,12 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     /// The view with this host's intent in place of what it has published.
     fn with_own(&self, view: &View) -> View {
         let mut view = view.clone();
-        let mut host = None;
-        let mut networks = BTreeMap::new();
-        for record in self.initial() {
-            match record {
-                Record::Host(record) => host = Some(record),
-                Record::Network(pn, record) => {
-                    networks.insert(pn, record);
-                }
-                Record::Member(..) => {}
-            }
-        }
         let members = self.journal.records().into_iter().map(|(pn, member, record)| ((pn, member), record));
-        let host = host.unwrap_or_else(|| unreachable!("the initial records hold the host's"));
-        let records = gossip::view::HostRecords { host, networks, members: members.collect() };
+        let records = gossip::view::HostRecords {
+            host: self.host_record(),
+            networks: self.journal.claims(),
+            members: members.collect(),
+        };
         let own = view.hosts.get(&self.here.host);
         let own = gossip::view::Host {
             generation: own.map_or(0, |h| h.generation),
@@ -450,8 +441,8 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         let Some(gossip) = self.gossip.clone() else { return };
         let target: BTreeMap<Key, Record> =
             self.journal.initial().into_iter().map(|record| (record.key(), record)).collect();
-        // Networks before members, ends before beginnings: readers never see a member of a network
-        // nobody has a word on.
+        // Networks come before members (the order of keys), what goes comes last: readers never see a
+        // member of a network nobody has a word on.
         let gone = self.published.keys().filter(|k| !target.contains_key(k)).cloned().map(Change::Delete);
         let new = target.iter().filter(|(k, r)| self.published.get(k) != Some(r));
         let changes: Vec<Change> = new.map(|(_, r)| Change::Put(r.clone())).chain(gone).collect();
@@ -459,9 +450,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             return;
         }
         match gossip.publish(changes).await {
-            Ok(()) => {
-                self.published = target;
-            }
+            Ok(()) => self.published = target,
             Err(error) => tracing::error!("own records were refused: {error}"),
         }
     }
@@ -510,7 +499,6 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             zones: self.names.zones(),
             generation: self.gossip.as_ref().map_or(0, |g| g.generation()),
             unjoined: self.unjoined.clone(),
-            judging: self.judging_from().is_ok_and(|from| from <= Instant::now()),
         });
     }
 
@@ -604,8 +592,6 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 }
             }));
         }
-        // Whether claims can be made depends on the time.
-        self.tell();
     }
 
     /// Says once a minute that no seed answers: the host serves its own containers meanwhile.

@@ -136,14 +136,19 @@ impl Journal {
         self.entries.values().map(|e| (e.network, e.member.clone(), project::record(e))).collect()
     }
 
-    /// What a new generation of this host starts with: networks before their members.
-    pub fn initial(&self) -> Vec<Record> {
-        let mut networks: BTreeMap<NetworkId, NetworkRecord> = BTreeMap::new();
+    /// This host's word on its networks.
+    pub fn claims(&self) -> BTreeMap<NetworkId, NetworkRecord> {
+        let mut networks = BTreeMap::new();
         for entry in self.entries.values() {
             networks.entry(entry.network).or_insert_with(|| entry.claim.clone());
         }
+        networks
+    }
+
+    /// What a new generation of this host starts with: networks before their members.
+    pub fn initial(&self) -> Vec<Record> {
         let members =
             self.records().into_iter().map(|(pn, member, record)| Record::Member(pn, member, record));
-        networks.into_iter().map(|(pn, record)| Record::Network(pn, record)).chain(members).collect()
+        self.claims().into_iter().map(|(pn, record)| Record::Network(pn, record)).chain(members).collect()
     }
 }
