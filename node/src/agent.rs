@@ -55,7 +55,7 @@ pub struct Seams<K, S, W> {
     /// Stable storage.
     pub store: S,
     /// Wall clock in nanoseconds since 1970: for generations and start counts alone.
-    pub clock: fn() -> u64,
+    pub clock: gossip::config::WallClock,
     /// Which boot this is: namespaces of another boot are gone.
     pub boot: String,
     /// Opens the DNS sockets in a container's namespace; none where names are not served.
@@ -212,7 +212,7 @@ where
             known,
             generation_floor: generation + 1,
             timings,
-            now_ns: Arc::new(seams.clock),
+            now_ns: seams.clock,
         },
         wire: seams.wire,
         store: seams.store.clone(),

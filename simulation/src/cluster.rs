@@ -94,7 +94,7 @@ impl Cluster {
             wire,
             kernel: host.kernel.clone(),
             store: host.store.clone(),
-            clock: wall_clock_ns,
+            clock: Arc::new(wall_clock_ns),
             boot: "the only one".into(),
             listen: |_, _| Ok(None),
         };
@@ -277,7 +277,7 @@ fn describe(snapshot: &Snapshot) -> String {
 
 thread_local!(static WALL_CLOCK: Cell<Option<(Instant, u64)>> = const { Cell::new(None) });
 
-/// The region's wall clock; a plain function, as [`Seams::clock`] demands, so its state is the thread's.
+/// The wall clock of the region on this thread.
 fn wall_clock_ns() -> u64 {
     let (began, epoch_ns) = WALL_CLOCK.get().expect("a cluster sets its thread's clock before it has hosts");
     epoch_ns + began.elapsed().as_nanos() as u64

@@ -119,7 +119,7 @@ async fn serve(config: Config, identity: Identity) -> anyhow::Result<()> {
         wire: Arc::new(wire),
         kernel,
         store,
-        clock: gossip::unix_ns,
+        clock: Arc::new(gossip::unix_ns),
         boot: boot()?,
         listen: |netns, listener| {
             let netns = netns.open().map_err(std::io::Error::other)?;
