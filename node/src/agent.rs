@@ -166,8 +166,9 @@ where
             netplumb::state::Guard::Table { listener: config.dns.listener() }
         },
     };
-    let timings = gossip::Timings::of(interval(&config, known.len()));
-    let quarantine = Duration::from_secs(u64::from(config.dns.ttl_s) + 5);
+    let interval = config.interval(known.len());
+    let timings = config.thresholds.timings.unwrap_or_else(|| gossip::Timings::of(interval));
+    let quarantine = config.quarantine();
     let journal = Journal::restore(entries, Instant::now() + quarantine);
     let metrics = Arc::new(Metrics::default());
     metrics.set_gossip(seams.wire.counters());
@@ -208,7 +209,7 @@ where
             listen: config.gossip.listen,
             advertise: config.gossip.advertise,
             seeds: config.gossip.seeds.clone(),
-            interval: interval(&config, known.len()),
+            interval,
             known,
             generation_floor: generation + 1,
             timings,
@@ -251,11 +252,6 @@ where
     let (stop, stopped) = oneshot::channel();
     let task = tokio::spawn(agent.run(join, step_queue, built, stopped));
     Ok(Handle { context, snapshot: snapshots, metrics, stop: Some(stop), task })
-}
-
-fn interval(config: &Config, known: usize) -> Duration {
-    let by_size = if known > 500 { Duration::from_secs(1) } else { Duration::from_millis(500) };
-    config.gossip.interval.unwrap_or(by_size)
 }
 
 /// The loop's state. INVARIANT: `published` is what gossip was last told of this host's own keys.

@@ -39,6 +39,18 @@ pub struct Config {
     pub backend: netplumb::Backend,
     /// Attach without the guard's table, for kernels without nf_tables.
     pub unguarded: bool,
+    /// Bounds that follow from the rest; the file cannot set them.
+    pub thresholds: Thresholds,
+}
+
+/// Bounds that follow from the gossip interval and the TTL unless they are given. Not in the file:
+/// the simulation shortens them, so that an hour's wait does not take an hour.
+#[derive(Debug, Clone, Default)]
+pub struct Thresholds {
+    /// Bounds for the standing of hosts, T_hold among them; [`gossip::Timings::of`] the interval.
+    pub timings: Option<gossip::Timings>,
+    /// How long the address of a detached member rests; TTL + 5 s.
+    pub quarantine: Option<Duration>,
 }
 
 /// Where this agent gossips, and with whom first.
@@ -103,6 +115,18 @@ impl Config {
     /// The API socket.
     pub fn socket(&self) -> PathBuf {
         self.run_dir.join("warren.sock")
+    }
+
+    /// The gossip interval of a region in which `known` other hosts were known last.
+    pub fn interval(&self, known: usize) -> Duration {
+        let by_size = if known > 500 { Duration::from_secs(1) } else { Duration::from_millis(500) };
+        self.gossip.interval.unwrap_or(by_size)
+    }
+
+    /// How long the address of a detached member rests: as long as clients may hold its name, and
+    /// a little longer.
+    pub fn quarantine(&self) -> Duration {
+        self.thresholds.quarantine.unwrap_or(Duration::from_secs(u64::from(self.dns.ttl_s) + 5))
     }
 
     /// Reads the file (if there is one), the environment and the flags' overrides, in rising rank.
@@ -399,6 +423,7 @@ impl Written {
                 WrittenBackend::Userspace => netplumb::Backend::Userspace,
             },
             unguarded: self.unguarded,
+            thresholds: Thresholds::default(),
         })
     }
 }

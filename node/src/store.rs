@@ -1,6 +1,8 @@
 //! What must survive a restart: own members with their keys (the journal), the generation, the
 //! last view. Written, fsynced, renamed.
 
+mod memory;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::future::Future;
@@ -16,6 +18,8 @@ use gossip::id::{AppId, MemberId, NetworkId, ProcessType};
 use gossip::record::{MemberState, NetworkRecord, PublicKey};
 use netplumb::state::{NetnsRef, PrivateKey};
 use serde::{Deserialize, Serialize};
+
+pub use memory::MemoryStore;
 
 /// One journal entry: a member of this host from the claim of its address until the end of its
 /// quarantine. It names everything of ours in the kernel.
@@ -288,64 +292,6 @@ impl Store for DirStore {
     }
 }
 
-/// A store in memory, for tests and the simulation; clones share what they hold, so that a
-/// restarted node finds it.
-#[derive(Debug, Clone, Default)]
-pub struct MemoryStore {
-    held: Arc<Mutex<Held>>,
-}
-
-#[derive(Debug, Default)]
-struct Held {
-    generation: u64,
-    starts: Vec<u64>,
-    entries: BTreeMap<MemberId, Entry>,
-    known: Vec<KnownHost>,
-}
-
-impl MemoryStore {
-    fn with<T>(&self, work: impl FnOnce(&mut Held) -> T) -> T {
-        work(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-impl Store for MemoryStore {
-    fn load(&self) -> io::Result<Stored> {
-        Ok(self.with(|held| Stored {
-            generation: held.generation,
-            starts: held.starts.clone(),
-            entries: held.entries.values().cloned().collect(),
-            known: held.known.clone(),
-            damaged: Vec::new(),
-        }))
-    }
-
-    async fn put(&self, entry: &Entry) -> io::Result<()> {
-        self.with(|held| held.entries.insert(entry.member.clone(), entry.clone()));
-        Ok(())
-    }
-
-    async fn remove(&self, member: &MemberId) -> io::Result<()> {
-        self.with(|held| held.entries.remove(member));
-        Ok(())
-    }
-
-    fn set_generation(&self, generation: u64) -> io::Result<()> {
-        self.with(|held| held.generation = generation);
-        Ok(())
-    }
-
-    fn set_starts(&self, starts: &[u64]) -> io::Result<()> {
-        self.with(|held| held.starts = starts.to_vec());
-        Ok(())
-    }
-
-    async fn set_known(&self, known: &[KnownHost]) -> io::Result<()> {
-        self.with(|held| held.known = known.to_vec());
-        Ok(())
-    }
-}
-
 mod private_key {
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
@@ -428,6 +374,37 @@ mod tests {
     async fn memory_keeps_the_contract() {
         let store = MemoryStore::default();
         contract(|| store.clone()).await;
+    }
+
+    #[tokio::test]
+    async fn a_faulty_disk_says_so_or_is_found_out() {
+        let (a, b) = (entry("00000000000000aa"), entry("00000000000000bb"));
+        let store = MemoryStore::default();
+        store.fail_writes(true);
+        assert!(store.put(&a).await.is_err() && store.set_generation(1).is_err());
+        store.fail_writes(false);
+        store.put(&a).await.unwrap();
+        store.tear_next();
+        store.put(&b).await.unwrap();
+        let stored = store.load().unwrap();
+        assert_eq!((stored.entries.len(), stored.damaged.len()), (1, 1));
+        assert!(store.load().unwrap().damaged.is_empty(), "damage is set aside once");
+        store.wipe();
+        assert!(store.load().unwrap().entries.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_write_that_is_given_up_is_not_made() {
+        let store = MemoryStore::default();
+        let second = std::time::Duration::from_secs(1);
+        store.slow_writes(second);
+        let entry = entry("00000000000000aa");
+        assert!(tokio::time::timeout(second / 2, store.put(&entry)).await.is_err());
+        assert!(store.load().unwrap().entries.is_empty());
+        let started = tokio::time::Instant::now();
+        store.put(&entry).await.unwrap();
+        assert_eq!(started.elapsed(), second);
+        assert_eq!(store.load().unwrap().entries.len(), 1);
     }
 
     #[tokio::test]

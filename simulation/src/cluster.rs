@@ -14,7 +14,7 @@ use netplumb::MemoryKernel;
 use netplumb::state::{Guard, Vtep};
 use node::agent::{self, Handle, Seams, Snapshot};
 use node::attach::{Call, Netns, Request};
-use node::config::{Config, Dns, Gossip, Tls, Underlay};
+use node::config::{Config, Dns, Gossip, Thresholds, Tls, Underlay};
 use node::project::Here;
 use node::store::{Entry, MemoryStore};
 use tokio::sync::watch;
@@ -187,6 +187,7 @@ impl Host {
             http: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             backend: netplumb::Backend::Auto,
             unguarded: false,
+            thresholds: Thresholds::default(),
         };
         Ok(Host {
             id: config.host.clone(),

@@ -1,0 +1,122 @@
+//! A store in memory with the faults of a disk: for tests and the simulation.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use gossip::KnownHost;
+use gossip::id::MemberId;
+
+use super::{Entry, Store, Stored};
+
+/// A store in memory; clones share what they hold, so that a restarted node finds it.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryStore {
+    held: Arc<Mutex<Held>>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    generation: u64,
+    starts: Vec<u64>,
+    entries: BTreeMap<MemberId, Entry>,
+    known: Vec<KnownHost>,
+    /// Entries of which only a part was written.
+    torn: BTreeSet<MemberId>,
+    failing: bool,
+    tear_next: bool,
+    slow: Duration,
+}
+
+impl MemoryStore {
+    /// From now on every write fails, as on a full disk, or none does.
+    pub fn fail_writes(&self, failing: bool) {
+        self.with(|held| held.failing = failing);
+    }
+
+    /// Of the next journal entry only a part reaches the disk, and the disk says that all did: the
+    /// next load finds it damaged.
+    pub fn tear_next(&self) {
+        self.with(|held| held.tear_next = true);
+    }
+
+    /// How long a journal entry takes to be written from now on. One whose writer ends before is
+    /// not written.
+    pub fn slow_writes(&self, slow: Duration) {
+        self.with(|held| held.slow = slow);
+    }
+
+    /// Everything that was stored is lost: an empty state directory.
+    pub fn wipe(&self) {
+        self.with(|held| {
+            let Held { failing, tear_next, slow, .. } = *held;
+            *held = Held { failing, tear_next, slow, ..Held::default() };
+        });
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Held) -> T) -> T {
+        work(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write(&self, work: impl FnOnce(&mut Held)) -> io::Result<()> {
+        self.with(|held| match held.failing {
+            true => Err(io::Error::from(io::ErrorKind::StorageFull)),
+            false => {
+                work(held);
+                Ok(())
+            }
+        })
+    }
+
+    async fn delay(&self) {
+        let slow = self.with(|held| held.slow);
+        if !slow.is_zero() {
+            tokio::time::sleep(slow).await;
+        }
+    }
+}
+
+impl Store for MemoryStore {
+    fn load(&self) -> io::Result<Stored> {
+        Ok(self.with(|held| {
+            let torn = std::mem::take(&mut held.torn);
+            held.entries.retain(|member, _| !torn.contains(member));
+            Stored {
+                generation: held.generation,
+                starts: held.starts.clone(),
+                entries: held.entries.values().cloned().collect(),
+                known: held.known.clone(),
+                damaged: torn.iter().map(|member| format!("members/{member}.damaged").into()).collect(),
+            }
+        }))
+    }
+
+    async fn put(&self, entry: &Entry) -> io::Result<()> {
+        self.delay().await;
+        self.write(|held| {
+            match std::mem::take(&mut held.tear_next) {
+                true => held.torn.insert(entry.member.clone()),
+                false => held.torn.remove(&entry.member),
+            };
+            held.entries.insert(entry.member.clone(), entry.clone());
+        })
+    }
+
+    async fn remove(&self, member: &MemberId) -> io::Result<()> {
+        self.delay().await;
+        self.write(|held| _ = held.entries.remove(member))
+    }
+
+    fn set_generation(&self, generation: u64) -> io::Result<()> {
+        self.write(|held| held.generation = generation)
+    }
+
+    fn set_starts(&self, starts: &[u64]) -> io::Result<()> {
+        self.write(|held| held.starts = starts.to_vec())
+    }
+
+    async fn set_known(&self, known: &[KnownHost]) -> io::Result<()> {
+        self.write(|held| held.known = known.to_vec())
+    }
+}
