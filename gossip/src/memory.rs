@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use chitchat::ChitchatEnvelope;
 use rand::RngExt as _;
 use tokio::sync::oneshot;
@@ -18,10 +19,14 @@ use tokio::time;
 use crate::counters::Counters;
 use crate::id::{HostId, Region};
 use crate::queue::Queue;
-use crate::wire::{AskError, MESSAGE_BYTES_MAX, Question, Received, Refusal, Wire};
+use crate::wire::{
+    ANSWER_BYTES_MAX, AskError, FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, Pushed, Question, Received, Refusal, Wire,
+};
 
 /// Envelopes one agent lets wait; the oldest is dropped beyond.
 const WAITING_MAX: usize = 1024;
+/// Frames one agent lets wait; the newest is dropped beyond.
+const FRAMES_WAITING_MAX: usize = 256;
 
 /// A network on which any number of [`MemoryWire`]s meet.
 #[derive(Debug, Clone, Default)]
@@ -58,6 +63,7 @@ impl MemoryNetwork {
             host: host.clone(),
             address,
             envelopes: Queue::new(WAITING_MAX),
+            frames: Queue::patient(FRAMES_WAITING_MAX),
             questions: Queue::new(WAITING_MAX),
             counters: Arc::default(),
         });
@@ -108,6 +114,7 @@ struct Agent {
     host: HostId,
     address: SocketAddr,
     envelopes: Queue<Received>,
+    frames: Queue<Pushed>,
     questions: Queue<Question>,
     counters: Arc<Counters>,
 }
@@ -138,6 +145,7 @@ pub struct MemoryWire {
 impl Drop for MemoryWire {
     fn drop(&mut self) {
         self.agent.envelopes.close();
+        self.agent.frames.close();
         self.agent.questions.close();
     }
 }
@@ -170,6 +178,31 @@ impl Wire for MemoryWire {
         self.agent.envelopes.pop().await
     }
 
+    fn push(&self, to: SocketAddr, frame: Bytes) {
+        if frame.len() > FRAME_BYTES_MAX {
+            return self.agent.counters.dropped("frame");
+        }
+        self.agent.counters.message("out", "frame", frame.len());
+        let from = self.agent.address;
+        let Some(travel) = self.network.travel(from, to) else { return };
+        let (network, sender) = (self.network.clone(), self.agent.clone());
+        tokio::spawn(async move {
+            time::sleep(travel).await;
+            let Some(receiver) = network.agent(to) else { return };
+            if receiver.refuses(&sender).is_some() {
+                return;
+            }
+            receiver.counters.message("in", "frame", frame.len());
+            if receiver.frames.push(Pushed { from, frame }).is_some() {
+                receiver.counters.dropped("frame");
+            }
+        });
+    }
+
+    async fn pushed(&self) -> Option<Pushed> {
+        self.agent.frames.pop().await
+    }
+
     async fn ask(&self, to: SocketAddr, body: Vec<u8>) -> Result<Vec<u8>, AskError> {
         if body.len() > MESSAGE_BYTES_MAX {
             return Err(AskError::TooLong(body.len()));
@@ -185,6 +218,9 @@ impl Wire for MemoryWire {
         let (reply, answer) = oneshot::channel();
         receiver.questions.push(Question { from: self.agent.host.clone(), address: from, body, reply });
         let answer = answer.await.map_err(|_| AskError::Unanswered("it dropped the question".into()))?;
+        if answer.len() > ANSWER_BYTES_MAX {
+            return Err(AskError::Unanswered(format!("its answer has {} bytes", answer.len())));
+        }
         self.pass(to, from).await;
         self.agent.counters.message("in", "answer", answer.len());
         Ok(answer)
@@ -196,6 +232,7 @@ impl Wire for MemoryWire {
 
     async fn close(&self) {
         self.agent.envelopes.close();
+        self.agent.frames.close();
         self.agent.questions.close();
     }
 

@@ -1,4 +1,4 @@
-//! A bounded queue that forgets its oldest: stale gossip is worthless.
+//! A bounded queue that never makes its senders wait: when it is full, something gives way.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -9,8 +9,16 @@ use tokio::sync::Notify;
 #[derive(Debug)]
 pub(crate) struct Queue<T> {
     capacity: usize,
+    gives_way: GivesWay,
     state: Mutex<State<T>>,
     changed: Notify,
+}
+
+/// What a full queue drops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum GivesWay {
+    Oldest,
+    Newest,
 }
 
 #[derive(Debug)]
@@ -20,9 +28,19 @@ struct State<T> {
 }
 
 impl<T> Queue<T> {
+    /// A queue whose oldest item gives way: stale gossip is worthless.
     pub(crate) fn new(capacity: usize) -> Self {
+        Self::with(capacity, GivesWay::Oldest)
+    }
+
+    /// A queue whose newest item gives way: what waits is as good as what comes.
+    pub(crate) fn patient(capacity: usize) -> Self {
+        Self::with(capacity, GivesWay::Newest)
+    }
+
+    fn with(capacity: usize, gives_way: GivesWay) -> Self {
         let state = State { waiting: VecDeque::new(), closed: false };
-        Self { capacity, state: Mutex::new(state), changed: Notify::new() }
+        Self { capacity, gives_way, state: Mutex::new(state), changed: Notify::new() }
     }
 
     /// Puts an item last; what had to give way for it is returned. A closed queue takes nothing.
@@ -31,7 +49,11 @@ impl<T> Queue<T> {
         if state.closed {
             return Some(item);
         }
-        let dropped = if state.waiting.len() >= self.capacity { state.waiting.pop_front() } else { None };
+        let full = state.waiting.len() >= self.capacity;
+        if full && self.gives_way == GivesWay::Newest {
+            return Some(item);
+        }
+        let dropped = if full { state.waiting.pop_front() } else { None };
         state.waiting.push_back(item);
         drop(state);
         self.changed.notify_one();
@@ -73,6 +95,14 @@ impl<T> Queue<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_newest_gives_way_to_the_patient() {
+        let queue = Queue::patient(2);
+        assert_eq!((queue.push(1), queue.push(2), queue.push(3)), (None, None, Some(3)));
+        assert_eq!((queue.pop().await, queue.pop().await), (Some(1), Some(2)));
+        assert_eq!(queue.push(4), None);
+    }
 
     #[tokio::test]
     async fn the_oldest_gives_way() {

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use chitchat::ChitchatEnvelope;
 use quinn::{ConnectionError, Endpoint, TokioRuntime};
 use tokio::task::JoinSet;
@@ -24,7 +25,9 @@ use crate::codec::Codec;
 use crate::counters::Counters;
 use crate::identity::{Identity, SERVER_NAME};
 use crate::queue::Queue;
-use crate::wire::{AskError, MESSAGE_BYTES_MAX, Question, Received, Refusal, Wire};
+use crate::wire::{
+    ANSWER_BYTES_MAX, AskError, FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, Pushed, Question, Received, Refusal, Wire,
+};
 use hello::{DONE, Ended, Hello, REFUSED};
 use peer::{Established, Link, Peer};
 use serve::Job;
@@ -33,6 +36,8 @@ use serve::Job;
 const HANDSHAKE_BOUND: Duration = Duration::from_secs(3);
 /// Envelopes that may wait for the codec, or for chitchat.
 const ENVELOPES_WAITING_MAX: usize = 256;
+/// Frames that may wait to be applied: 256 are at most 10 MB.
+const FRAMES_WAITING_MAX: usize = 256;
 const QUESTIONS_WAITING_MAX: usize = 256;
 /// A refusal is told to the log once in this time per address and reason.
 const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);
@@ -75,6 +80,7 @@ struct Shared {
     peers: Mutex<BTreeMap<SocketAddr, Arc<Peer>>>,
     jobs: Queue<Job>,
     envelopes: Queue<Received>,
+    frames: Queue<Pushed>,
     questions: Queue<Question>,
     counters: Arc<Counters>,
     complaints: Mutex<BTreeMap<(SocketAddr, &'static str), Instant>>,
@@ -117,6 +123,7 @@ impl Quic {
             peers: Mutex::default(),
             jobs: Queue::new(ENVELOPES_WAITING_MAX),
             envelopes: Queue::new(ENVELOPES_WAITING_MAX),
+            frames: Queue::patient(FRAMES_WAITING_MAX),
             questions: Queue::new(QUESTIONS_WAITING_MAX),
             counters: Arc::default(),
             complaints: Mutex::default(),
@@ -152,6 +159,18 @@ impl Wire for Quic {
         self.shared.envelopes.pop().await
     }
 
+    fn push(&self, to: SocketAddr, frame: Bytes) {
+        let length = frame.len();
+        if length > FRAME_BYTES_MAX || self.shared.peer(to).frames.push(frame).is_some() {
+            return self.shared.counters.dropped("frame");
+        }
+        self.shared.counters.message("out", "frame", length);
+    }
+
+    async fn pushed(&self) -> Option<Pushed> {
+        self.shared.frames.pop().await
+    }
+
     async fn ask(&self, to: SocketAddr, body: Vec<u8>) -> Result<Vec<u8>, AskError> {
         if body.len() > MESSAGE_BYTES_MAX {
             return Err(AskError::TooLong(body.len()));
@@ -177,6 +196,7 @@ impl Wire for Quic {
         self.shared.endpoint.close(DONE, b"left");
         self.shared.endpoint.wait_idle().await;
         self.shared.envelopes.close();
+        self.shared.frames.close();
         self.shared.questions.close();
         self.shared.jobs.close();
     }
@@ -194,7 +214,7 @@ impl Quic {
         // It fails when the connection is gone, which the read tells.
         _ = send.finish();
         self.shared.counters.message("out", "ask", body.len());
-        let answer = recv.read_to_end(MESSAGE_BYTES_MAX).await?;
+        let answer = recv.read_to_end(ANSWER_BYTES_MAX).await?;
         self.shared.counters.message("in", "answer", answer.len());
         Ok(answer)
     }

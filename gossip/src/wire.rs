@@ -1,4 +1,4 @@
-//! The seam between gossip and the network: envelopes one way, questions with an answer.
+//! The seam between gossip and the network: envelopes and frames one way, questions with an answer.
 //!
 //! [`quic`](crate::quic) is the real one; [`memory`](crate::memory) is its twin for tests and the
 //! simulation. Both hold the contract in `tests/wire.rs`.
@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use chitchat::ChitchatEnvelope;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -14,8 +15,12 @@ use tokio::sync::oneshot;
 use crate::counters::Counters;
 use crate::id::HostId;
 
-/// Longest message in bytes, in either direction: chitchat's own bound is 65,507.
+/// Longest envelope or question in bytes: chitchat's own bound is 65,507.
 pub const MESSAGE_BYTES_MAX: usize = 128 * 1024;
+/// Longest frame in bytes.
+pub const FRAME_BYTES_MAX: usize = 40_000;
+/// Longest answer in bytes: a page of a snapshot.
+pub const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
 /// An envelope that arrived.
 #[derive(Debug)]
@@ -24,6 +29,15 @@ pub struct Received {
     pub from: SocketAddr,
     /// What it sent.
     pub envelope: ChitchatEnvelope,
+}
+
+/// A frame that arrived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pushed {
+    /// The sender's advertised address.
+    pub from: SocketAddr,
+    /// What it pushed; opaque to the wire.
+    pub frame: Bytes,
 }
 
 /// A question that arrived. Dropping `reply` tells the asker that nobody answers.
@@ -95,15 +109,15 @@ pub enum AskError {
     /// The peer refused us, or we refused it.
     #[error("refused: {0}")]
     Refused(#[from] Refusal),
-    /// Question or answer is longer than [`MESSAGE_BYTES_MAX`].
-    #[error("message of {0} bytes is longer than {MESSAGE_BYTES_MAX}")]
+    /// The question is longer than [`MESSAGE_BYTES_MAX`].
+    #[error("question of {0} bytes is longer than {MESSAGE_BYTES_MAX}")]
     TooLong(usize),
 }
 
 /// How an agent reaches others.
 ///
-/// `send` is called from chitchat's one task and never waits; `recv` and `asked` are cancel-safe
-/// and have one reader each.
+/// `send` and `push` never wait: chitchat's one task calls them. `recv`, `pushed` and `asked` are
+/// cancel-safe and have one reader each. Nothing is promised about order.
 #[async_trait]
 pub trait Wire: Send + Sync + 'static {
     /// The address peers know this agent by.
@@ -116,7 +130,15 @@ pub trait Wire: Send + Sync + 'static {
     /// The next envelope; `None` once the wire is closed.
     async fn recv(&self) -> Option<Received>;
 
-    /// Asks the agent at an address. The caller bounds the time.
+    /// Queues a frame of at most [`FRAME_BYTES_MAX`]. When the queue is full this newest frame is
+    /// dropped and counted; an unreachable peer is no error.
+    fn push(&self, to: SocketAddr, frame: Bytes);
+
+    /// The next frame; `None` once the wire is closed.
+    async fn pushed(&self) -> Option<Pushed>;
+
+    /// Asks the agent at an address. The caller bounds the time; an answer is at most
+    /// [`ANSWER_BYTES_MAX`] long.
     async fn ask(&self, to: SocketAddr, body: Vec<u8>) -> Result<Vec<u8>, AskError>;
 
     /// The next question; `None` once the wire is closed.
@@ -141,6 +163,14 @@ impl<W: Wire + ?Sized> Wire for Arc<W> {
 
     async fn recv(&self) -> Option<Received> {
         (**self).recv().await
+    }
+
+    fn push(&self, to: SocketAddr, frame: Bytes) {
+        (**self).push(to, frame);
+    }
+
+    async fn pushed(&self) -> Option<Pushed> {
+        (**self).pushed().await
     }
 
     async fn ask(&self, to: SocketAddr, body: Vec<u8>) -> Result<Vec<u8>, AskError> {

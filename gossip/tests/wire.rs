@@ -1,12 +1,14 @@
 //! The contract of a wire, held by the real one and by its twin in memory.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::common::{Authority, REGION, anywhere, bind, host_id};
+use bytes::Bytes;
 use chitchat::{ChitchatEnvelope, ChitchatMessage, ProtocolVersion};
 use gossip::memory::MemoryNetwork;
-use gossip::wire::MESSAGE_BYTES_MAX;
+use gossip::wire::{ANSWER_BYTES_MAX, FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, Pushed};
 use gossip::{AskError, Refusal, Wire};
 use tokio::time::{sleep, timeout};
 
@@ -42,7 +44,11 @@ fn envelope(text: &str) -> ChitchatEnvelope {
 
 async fn contract(network: &mut impl Network) {
     envelopes_arrive_from_the_advertised_address(network).await;
+    frames_arrive_in_whatever_order(network).await;
+    an_overlong_frame_is_counted_and_not_sent(network).await;
+    frames_beyond_the_queue_are_counted(network).await;
     questions_are_answered(network).await;
+    an_answer_may_be_a_page(network).await;
     a_question_nobody_takes_is_an_error(network).await;
     nobody_there_blocks_nobody(network).await;
     another_region_is_refused(network).await;
@@ -62,6 +68,82 @@ async fn envelopes_arrive_from_the_advertised_address(network: &mut impl Network
         wire.counters().get("gossip_messages_total", &[("direction", direction), ("kind", "envelope")])
     };
     assert_eq!((counted(&*a, "out"), counted(&*b, "in")), (2, 2));
+}
+
+fn counted(wire: &dyn Wire, name: &str, labels: &[(&str, &str)]) -> u64 {
+    wire.counters().get(name, labels)
+}
+
+async fn frames_arrive_in_whatever_order(network: &mut impl Network) {
+    let (a, b) = (network.wire(REGION, "a").await, network.wire(REGION, "b").await);
+    let mut frames: Vec<Bytes> = (0..10).map(|number| Bytes::from(vec![number; 300])).collect();
+    frames.push(Bytes::new());
+    frames.push(Bytes::from(vec![1; FRAME_BYTES_MAX]));
+    for frame in &frames {
+        a.push(b.advertise(), frame.clone());
+    }
+    let mut arrived = Vec::new();
+    for _ in &frames {
+        let Pushed { from, frame } = timeout(BOUND, b.pushed()).await.unwrap().unwrap();
+        assert_eq!(from, a.advertise());
+        arrived.push(frame);
+    }
+    arrived.sort();
+    frames.sort();
+    assert!(arrived == frames);
+    let bytes = frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
+    for (wire, direction) in [(&a, "out"), (&b, "in")] {
+        let labels = [("direction", direction), ("kind", "frame")];
+        assert_eq!(counted(&**wire, "gossip_messages_total", &labels), frames.len() as u64);
+        assert_eq!(counted(&**wire, "gossip_bytes_total", &labels), bytes);
+    }
+}
+
+fn frames_dropped(wire: &dyn Wire) -> u64 {
+    counted(wire, "gossip_dropped_total", &[("kind", "frame")])
+}
+
+async fn an_overlong_frame_is_counted_and_not_sent(network: &mut impl Network) {
+    let (a, b) = (network.wire(REGION, "a").await, network.wire(REGION, "b").await);
+    a.push(b.advertise(), Bytes::from(vec![0; FRAME_BYTES_MAX + 1]));
+    a.push(b.advertise(), Bytes::from_static(b"short"));
+    let pushed = timeout(BOUND, b.pushed()).await.unwrap().unwrap();
+    assert_eq!(pushed.frame, "short");
+    assert!(timeout(Duration::from_millis(100), b.pushed()).await.is_err());
+    assert_eq!(frames_dropped(&*a), 1);
+}
+
+/// When nobody reads, the newest gives way, and every frame is accounted for.
+async fn frames_beyond_the_queue_are_counted(network: &mut impl Network) {
+    const BATCH: u32 = 60;
+    const BATCHES: u32 = 6;
+    let (a, b) = (network.wire(REGION, "a").await, network.wire(REGION, "b").await);
+    for batch in 0..BATCHES {
+        for number in 0..BATCH {
+            let frame = (batch * BATCH + number).to_be_bytes();
+            a.push(b.advertise(), Bytes::copy_from_slice(&frame));
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    let mut arrived = BTreeSet::new();
+    while let Ok(pushed) = timeout(Duration::from_millis(300), b.pushed()).await {
+        arrived.insert(u32::from_be_bytes(pushed.unwrap().frame[..].try_into().unwrap()));
+    }
+    let dropped = frames_dropped(&*a) + frames_dropped(&*b);
+    assert!(dropped > 0);
+    assert_eq!(arrived.len() as u64 + dropped, u64::from(BATCH * BATCHES));
+    assert!((0..BATCH).all(|number| arrived.contains(&number)));
+}
+
+async fn an_answer_may_be_a_page(network: &mut impl Network) {
+    let (a, b) = (network.wire(REGION, "a").await, network.wire(REGION, "b").await);
+    let ask = async |length: usize| {
+        let answering = async { b.asked().await.unwrap().reply.send(vec![7; length]).unwrap() };
+        timeout(BOUND, async { tokio::join!(a.ask(b.advertise(), vec![1]), answering).0 }).await.unwrap()
+    };
+    assert_eq!(ask(ANSWER_BYTES_MAX).await.unwrap().len(), ANSWER_BYTES_MAX);
+    let overlong = ask(ANSWER_BYTES_MAX + 1).await;
+    assert!(matches!(overlong, Err(AskError::Unanswered(_))), "{overlong:?}");
 }
 
 async fn questions_are_answered(network: &mut impl Network) {
@@ -143,6 +225,7 @@ async fn a_closed_wire_ends(network: &mut impl Network) {
     let a = network.wire(REGION, "a").await;
     timeout(BOUND, a.close()).await.unwrap();
     assert!(timeout(BOUND, a.recv()).await.unwrap().is_none());
+    assert!(timeout(BOUND, a.pushed()).await.unwrap().is_none());
     assert!(timeout(BOUND, a.asked()).await.unwrap().is_none());
 }
 

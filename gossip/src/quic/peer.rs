@@ -4,17 +4,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use quinn::Connection;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time;
 
 use super::Shared;
 use super::hello::{Ended, Hello};
+use crate::counters::Counters;
 use crate::queue::Queue;
 use crate::wire::{AskError, Refusal};
 
-/// Messages that may wait for one peer; the oldest is dropped beyond.
-const WAITING_MAX: usize = 16;
+/// Envelopes that may wait for one peer; the oldest is dropped beyond.
+const ENVELOPES_WAITING_MAX: usize = 16;
+/// Frames that may wait for one peer; the newest is dropped beyond.
+const FRAMES_WAITING_MAX: usize = 64;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// A peer that takes a message no sooner does not get it.
@@ -46,19 +50,71 @@ pub(super) enum Link {
     Refused(Refusal),
 }
 
+/// What a unidirectional stream after the hello carries, told by its first byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Kind {
+    Envelope = 1,
+    Frame = 2,
+}
+
+impl Kind {
+    pub(super) fn of(byte: u8) -> Option<Self> {
+        [Kind::Envelope, Kind::Frame].into_iter().find(|kind| *kind as u8 == byte)
+    }
+
+    /// The metric's label.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Kind::Envelope => "envelope",
+            Kind::Frame => "frame",
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Message {
+    kind: Kind,
+    body: Bytes,
+}
+
 /// One address that is or was gossiped with. A task of its own connects it when needed.
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) address: SocketAddr,
-    pub(super) outbox: Queue<Vec<u8>>,
+    pub(super) envelopes: Queue<Bytes>,
+    pub(super) frames: Queue<Bytes>,
     link: watch::Sender<Link>,
     wanted: Notify,
 }
 
 impl Peer {
     pub(super) fn new(address: SocketAddr) -> Self {
-        let outbox = Queue::new(WAITING_MAX);
-        Self { address, outbox, link: watch::Sender::default(), wanted: Notify::new() }
+        Self {
+            address,
+            envelopes: Queue::new(ENVELOPES_WAITING_MAX),
+            frames: Queue::patient(FRAMES_WAITING_MAX),
+            link: watch::Sender::default(),
+            wanted: Notify::new(),
+        }
+    }
+
+    /// The next message to write; frames are news, so they go first.
+    async fn next(&self) -> Option<Message> {
+        tokio::select! {
+            biased;
+            frame = self.frames.pop() => frame.map(|body| Message { kind: Kind::Frame, body }),
+            envelope = self.envelopes.pop() => envelope.map(|body| Message { kind: Kind::Envelope, body }),
+        }
+    }
+
+    /// Drops what waits: it is stale when the peer is back.
+    fn clear(&self, counters: &Counters) {
+        for (queue, kind) in [(&self.envelopes, Kind::Envelope), (&self.frames, Kind::Frame)] {
+            for _ in 0..queue.clear() {
+                counters.dropped(kind.label());
+            }
+        }
     }
 
     pub(super) fn set(&self, link: Link) {
@@ -132,7 +188,7 @@ pub(super) async fn serve(shared: Arc<Shared>, peer: Arc<Peer>) {
     let mut backoff = BACKOFF_MIN;
     loop {
         let message = tokio::select! {
-            message = peer.outbox.pop() => match message {
+            message = peer.next() => match message {
                 Some(message) => Some(message),
                 None => return,
             },
@@ -151,10 +207,10 @@ pub(super) async fn serve(shared: Arc<Shared>, peer: Arc<Peer>) {
             }
             continue;
         }
-        // What waited is stale when the peer is back.
-        for _ in 0..peer.outbox.clear() + usize::from(message.is_some()) {
-            shared.counters.dropped("envelope");
+        if let Some(message) = message {
+            shared.counters.dropped(message.kind.label());
         }
+        peer.clear(&shared.counters);
         tokio::select! {
             () = time::sleep(backoff) => backoff = (2 * backoff).min(BACKOFF_MAX),
             () = peer.up() => {}
@@ -190,15 +246,17 @@ async fn connect(shared: &Arc<Shared>, peer: &Arc<Peer>) -> Option<Established> 
     peer.established()
 }
 
-async fn write(shared: &Shared, established: &Established, message: Vec<u8>) {
+async fn write(shared: &Shared, established: &Established, message: Message) {
+    let Message { kind, body } = message;
     let writing = async {
         let mut stream = established.connection.open_uni().await.map_err(Ended::from_connection)?;
-        stream.write_all(&message).await?;
+        stream.write_all(&[kind as u8]).await?;
+        stream.write_chunk(body).await?;
         // It fails when the connection is gone; then the message is too.
         _ = stream.finish();
         Ok::<(), Ended>(())
     };
     if !matches!(time::timeout(WRITE_BOUND, writing).await, Ok(Ok(()))) {
-        shared.counters.dropped("envelope");
+        shared.counters.dropped(kind.label());
     }
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use chitchat::ChitchatEnvelope;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
@@ -13,13 +14,11 @@ use tokio::sync::oneshot;
 use tokio::time;
 
 use super::hello::Ended;
-use super::peer::{Established, Link, Peer};
+use super::peer::{Established, Kind, Link, Peer};
 use super::{HANDSHAKE_BOUND, Shared};
 use crate::codec::{Codec, is_bad_cluster};
-use crate::wire::{MESSAGE_BYTES_MAX, Question, Received};
+use crate::wire::{FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, Pushed, Question, Received};
 
-/// The first byte of a unidirectional stream after the hello: an envelope follows.
-pub(super) const ENVELOPE: u8 = 1;
 /// The first byte of a bidirectional stream: a question follows.
 pub(super) const ASK: u8 = 1;
 
@@ -34,7 +33,7 @@ const NO_ANSWER: VarInt = VarInt::from_u32(1);
 #[derive(Debug)]
 pub(super) enum Job {
     Encode { to: SocketAddr, envelope: ChitchatEnvelope },
-    Decode { from: SocketAddr, bytes: Vec<u8> },
+    Decode { from: SocketAddr, bytes: Bytes },
 }
 
 /// Runs the codec, one job at a time.
@@ -42,10 +41,9 @@ pub(super) async fn translate(shared: Arc<Shared>, mut codec: Codec) {
     while let Some(job) = shared.jobs.pop().await {
         let dropped = match job {
             Job::Encode { to, envelope } => match codec.encode(envelope).await {
-                Ok(mut message) => {
-                    shared.counters.message("out", "envelope", message.len());
-                    message.insert(0, ENVELOPE);
-                    shared.peer(to).outbox.push(message).is_some()
+                Ok(bytes) => {
+                    shared.counters.message("out", "envelope", bytes.len());
+                    shared.peer(to).envelopes.push(bytes.into()).is_some()
                 }
                 Err(error) => {
                     tracing::warn!(%to, %error, "envelope not encoded");
@@ -113,16 +111,28 @@ pub(super) async fn connection(shared: Arc<Shared>, established: Established, al
 
 async fn read_message(shared: &Shared, established: &Established, mut stream: RecvStream) {
     let read = time::timeout(READ_BOUND, stream.read_to_end(MESSAGE_BYTES_MAX + 1)).await;
-    let Ok(Ok(mut bytes)) = read else { return shared.counters.dropped("envelope") };
-    // `BadCluster` says nothing a refused connection has not said, and the codec could not tell it
-    // from its sentinel.
-    if bytes.first() != Some(&ENVELOPE) || is_bad_cluster(&bytes[1..]) {
+    let Ok(Ok(message)) = read else { return shared.counters.dropped("unknown") };
+    let Some(kind) = message.first().copied().and_then(Kind::of) else {
         return shared.counters.dropped("unknown");
-    }
-    bytes.remove(0);
-    shared.counters.message("in", "envelope", bytes.len());
-    if shared.jobs.push(Job::Decode { from: established.hello.advertise, bytes }).is_some() {
-        shared.counters.dropped("envelope");
+    };
+    let from = established.hello.advertise;
+    let bytes = Bytes::from(message).slice(1..);
+    let dropped = match kind {
+        // `BadCluster` says nothing a refused connection has not said, and the codec could not tell
+        // it from its sentinel.
+        Kind::Envelope if is_bad_cluster(&bytes) => true,
+        Kind::Frame if bytes.len() > FRAME_BYTES_MAX => true,
+        Kind::Envelope => {
+            shared.counters.message("in", kind.label(), bytes.len());
+            shared.jobs.push(Job::Decode { from, bytes }).is_some()
+        }
+        Kind::Frame => {
+            shared.counters.message("in", kind.label(), bytes.len());
+            shared.frames.push(Pushed { from, frame: bytes }).is_some()
+        }
+    };
+    if dropped {
+        shared.counters.dropped(kind.label());
     }
 }
 
