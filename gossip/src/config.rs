@@ -9,9 +9,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::id::{HostId, Region};
+use crate::interner::Interner;
 use crate::standing::Timings;
 
-/// Everything [`Gossip::join`](crate::Gossip::join) needs to know.
+/// Everything [`Arrival::at`](crate::Arrival::at) needs to know.
 #[derive(Clone)]
 pub struct Config {
     /// The region to join; its name is the gossip cluster's id.
@@ -32,6 +33,12 @@ pub struct Config {
     pub generation_floor: u64,
     /// Bounds for the standing of hosts.
     pub timings: Timings,
+    /// Whether changes are pushed at once. Without it chitchat's rounds alone carry them; the
+    /// simulation compares.
+    pub eager: bool,
+    /// Parsed records, shared by all agents of one process: [`Interner::default`] for one agent,
+    /// copies of one for many.
+    pub parsed: Interner,
     /// The wall clock: nanoseconds since 1970. Used for generations only. [`unix_ns`] but in the
     /// simulation.
     pub now_ns: WallClock,

@@ -1,11 +1,12 @@
 //! Membership and replicated records: who is in the region and what each host says.
 //!
-//! A [`Gossip`] joins a region over a [`Wire`], publishes its own host's records and merges
+//! An [`Arrival`] joins a region over a [`Wire`]; the [`Gossip`] it becomes publishes its own host's records and merges
 //! everybody's into a [`View`], which its reader watches. chitchat replicates; this crate decides
 //! what counts: which generation of a host, which of its records, and whether it still answers.
 //!
 //! It never looks at what records mean for the kernel or for DNS, and it never writes a file.
 
+mod arrival;
 mod codec;
 pub mod config;
 pub mod counters;
@@ -14,6 +15,7 @@ mod fixtures;
 mod greeting;
 pub mod id;
 pub mod identity;
+mod interner;
 pub mod memory;
 mod merge;
 mod own;
@@ -37,18 +39,19 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time;
 
+pub use arrival::Arrival;
 pub use config::{Config, KnownHost, unix_ns};
 pub use counters::Counters;
 pub use identity::{Identity, IdentityError};
+pub use interner::Interner;
 pub use standing::{Standing, Timings};
 pub use view::View;
 pub use wire::{AskError, Refusal, Wire};
 
 use greeting::Purpose;
 use id::HostId;
-use own::OwnRecords;
 use record::{Key, MEMBERS_MAX, MalformedRecord, Record};
-use seat::{Command, Seat};
+use seat::Command;
 use wire::Question;
 
 /// Commands of the handles that may wait; the next one waits to be accepted.
@@ -58,7 +61,7 @@ const ASKS_WAITING_MAX: usize = 256;
 
 /// This host's seat in its region.
 ///
-/// Made by [`join`](Self::join); every copy is the same seat. [`leave`](Self::leave) gives it up
+/// Made by [`Arrival::join`]; every copy is the same seat. [`leave`](Self::leave) gives it up
 /// with a goodbye, dropping the last copy is a crash to the others.
 #[derive(Clone)]
 pub struct Gossip {
@@ -151,39 +154,6 @@ pub enum PublishError {
 }
 
 impl Gossip {
-    /// Joins a region and returns the seat in it, and the questions other nodes ask.
-    ///
-    /// Asks seeds and known hosts, for 2 s at most, for the highest generation seen of this host;
-    /// `persist` stores the chosen one before anything is published, and each later one.
-    pub async fn join(
-        config: Config,
-        wire: impl Wire,
-        records: Vec<Record>,
-        persist: impl Fn(u64) -> io::Result<()> + Send + Sync + 'static,
-    ) -> Result<(Gossip, mpsc::Receiver<Ask>), JoinError> {
-        let own = OwnRecords::new(&config.host, records)?;
-        let wire: Arc<dyn Wire> = Arc::new(wire);
-        let host = config.host.clone();
-        let mut tasks = JoinSet::new();
-        let seeds = seeds::follow(&config.seeds, config.advertise, &mut tasks);
-        let greeting = greeting::greet(&config, &*wire, seeds.clone()).await;
-        if let Some(address) = greeting.twin {
-            return Err(JoinError::Twin { host, address });
-        }
-        if let Some(bytes) = greeting.full {
-            return Err(JoinError::RegionFull { bytes });
-        }
-        let seat =
-            Seat::take(config, wire.clone(), own, Box::new(persist), seeds, greeting.generation).await?;
-        let (views, generation) = (seat.views(), seat.generation());
-        let (commands, received) = mpsc::channel(COMMANDS_WAITING_MAX);
-        let (asks, asked) = mpsc::channel(ASKS_WAITING_MAX);
-        tasks.spawn(seat.run(received));
-        tasks.spawn(hear_questions(wire.clone(), commands.clone(), asks.clone()));
-        let seat = Inner { host, wire, views, generation, commands, asks, _tasks: tasks };
-        Ok((Gossip { seat: Arc::new(seat) }, asked))
-    }
-
     /// All hosts' records, merged; published when it changed.
     pub fn view(&self) -> watch::Receiver<Arc<View>> {
         self.seat.views.clone()

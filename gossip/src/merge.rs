@@ -12,7 +12,7 @@ use crate::counters::Counters;
 use crate::id::HostId;
 use crate::record::{HostRecord, Record};
 use crate::standing::{Life, Sign, Standing, Timings};
-use crate::view::{Host, HostRecords, View};
+use crate::view::{Host, HostRecords, Via, View};
 
 /// One generation of one host, as chitchat holds it at this moment.
 #[derive(Debug, Clone)]
@@ -71,6 +71,7 @@ struct Accepted {
     generation: u64,
     version: u64,
     address: SocketAddr,
+    via: Via,
     records: Arc<HostRecords>,
 }
 
@@ -152,6 +153,7 @@ impl ViewBuilder {
             generation: known.generation,
             version: known.version,
             address: known.address,
+            via: Via::Disk,
             records: Arc::new(records),
         };
         self.hosts.insert(node_id, Track::begin(known.generation, Some(accepted), now));
@@ -190,6 +192,7 @@ impl ViewBuilder {
             generation,
             version,
             address,
+            via: Via::Chitchat,
             records: Arc::new(records),
         };
         if let Some(track) = self.hosts.get_mut(node_id) {
@@ -247,12 +250,14 @@ impl ViewBuilder {
                 version: accepted.version,
                 address: accepted.address,
                 standing,
+                silent_since: track.life.silent_since(),
+                via: accepted.via,
                 records: accepted.records.clone(),
             };
             hosts.insert(accepted.host.clone(), host);
         }
         let cut_off = is_cut_off(&self.own, &hosts);
-        View { hosts, whole, cut_off, twin }
+        View { hosts, vanished: BTreeMap::new(), whole, cut_off, twin }
     }
 
     fn others(&self) -> impl Iterator<Item = &Track> {

@@ -375,7 +375,7 @@ async fn start(
         sampling_window_size: 100,
         max_interval: Duration::from_secs(10),
         initial_interval: Duration::from_secs(1).min(2 * config.interval),
-        dead_node_grace_period: Duration::from_secs(4 * 60),
+        dead_node_grace_period: config.timings.grace,
     };
     let config = ChitchatConfig {
         chitchat_id,

@@ -53,12 +53,16 @@ pub struct Timings {
     pub forget: Duration,
     /// Longest `away` a host is granted, whatever its record says.
     pub away_max: Duration,
+    /// How long a claim that vanished without being released is remembered.
+    pub ghost: Duration,
+    /// How long chitchat keeps a dead generation; in the first half of it others are told of it.
+    pub grace: Duration,
 }
 
 impl Timings {
     /// The defaults for a gossip interval: hold 5 intervals, detection 12 (chitchat with phi 8
     /// was measured to find a dead host within 6 s at 500 ms and within 12 s at 1 s), gone after
-    /// 15 min, forgotten after 24 h, away for 120 s at most.
+    /// 15 min, forgotten after 24 h, away for 120 s at most, ghosts for 120 s, grace 4 min.
     pub fn of(interval: Duration) -> Self {
         Self {
             hold: 5 * interval,
@@ -66,6 +70,8 @@ impl Timings {
             gone: Duration::from_secs(15 * 60),
             forget: Duration::from_secs(24 * 3600),
             away_max: Duration::from_secs(120),
+            ghost: Duration::from_secs(120),
+            grace: Duration::from_secs(4 * 60),
         }
     }
 }
@@ -136,6 +142,11 @@ impl Life {
     /// The newest generation heard of.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Since when the host is out of answers.
+    pub fn silent_since(&self) -> Option<Instant> {
+        self.dead_since
     }
 
     /// Whether the host was gone for so long that nothing of it is kept.

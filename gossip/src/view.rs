@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use crate::config::KnownHost;
 use crate::id::{HostId, MemberId, NetworkId};
-use crate::record::{HostRecord, MemberRecord, NetworkRecord, Record};
+use crate::record::{HostRecord, MemberRecord, MemberState, NetworkRecord, Record};
 use crate::standing::Standing;
 
 /// Every record of one host's current generation.
@@ -33,8 +35,24 @@ impl HostRecords {
     }
 }
 
+/// How the newest version of a host's records came here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Via {
+    /// Pushed, as soon as it was published.
+    Frame,
+    /// By chitchat's rounds; own records too.
+    Chitchat,
+    /// With the snapshot taken when this host joined.
+    Snapshot,
+    /// From the view persisted before this start.
+    Disk,
+}
+
 /// One host as this agent sees it.
-#[derive(Debug, Clone, PartialEq)]
+///
+/// Two are equal when they say the same: `via` and `silent_since` are how and when this agent
+/// learnt it, and are not compared.
+#[derive(Debug, Clone)]
 pub struct Host {
     /// The generation the records are of.
     pub generation: u64,
@@ -44,8 +62,53 @@ pub struct Host {
     pub address: SocketAddr,
     /// Whether it answers.
     pub standing: Standing,
+    /// Since when it is out of answers; none while it is in them.
+    pub silent_since: Option<Instant>,
+    /// How this version of its records came here.
+    pub via: Via,
     /// Its records; shared between views while they do not change.
     pub records: Arc<HostRecords>,
+}
+
+impl PartialEq for Host {
+    fn eq(&self, other: &Self) -> bool {
+        (self.generation, self.version, self.address, self.standing)
+            == (other.generation, other.version, other.address, other.standing)
+            && (Arc::ptr_eq(&self.records, &other.records) || self.records == other.records)
+    }
+}
+
+/// A claim that vanished without being released: its host's next generation does not have it, or
+/// its record was deleted. Its container may still run.
+///
+/// Two are equal when their records are; `since` is when this agent missed it.
+#[derive(Debug, Clone)]
+pub struct Vanished {
+    /// The member's last record.
+    pub record: MemberRecord,
+    /// When it vanished.
+    pub since: Instant,
+}
+
+impl PartialEq for Vanished {
+    fn eq(&self, other: &Self) -> bool {
+        self.record == other.record
+    }
+}
+
+/// A claim whose host cannot be asked about it any more: it holds until it is forgotten.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ghost<'a> {
+    /// Whose member it was.
+    pub host: &'a HostId,
+    /// The member's network.
+    pub network: &'a NetworkId,
+    /// The member.
+    pub member: &'a MemberId,
+    /// Its last record.
+    pub record: &'a MemberRecord,
+    /// Since when nothing is heard of it.
+    pub since: Instant,
 }
 
 /// All hosts this agent knows, itself included.
@@ -53,6 +116,8 @@ pub struct Host {
 pub struct View {
     /// The hosts by name. Hosts gone for good are not here.
     pub hosts: BTreeMap<HostId, Host>,
+    /// Claims that vanished less than [`Timings::ghost`](crate::Timings::ghost) ago.
+    pub vanished: BTreeMap<(HostId, NetworkId, MemberId), Vanished>,
     /// Whether the region's records are known whole: a live peer's records arrived, or no host is
     /// known but this one. Deletions that follow from the view wait for it.
     pub whole: bool,
@@ -77,6 +142,25 @@ impl View {
                 .iter()
                 .map(move |((network, member), record)| (id, host.standing, network, member, record))
         })
+    }
+
+    /// The ghosts: live members of hosts that are gone, and claims that vanished.
+    pub fn ghosts(&self) -> impl Iterator<Item = Ghost<'_>> {
+        let gone = self.hosts.iter().filter(|(_, host)| host.standing == Standing::Gone);
+        let of_gone = gone.filter_map(|(id, host)| Some((id, host, host.silent_since?)));
+        let of_gone = of_gone.flat_map(|(id, host, since)| {
+            let live =
+                host.records.members.iter().filter(|(_, record)| record.state != MemberState::Released);
+            live.map(move |((network, member), record)| Ghost { host: id, network, member, record, since })
+        });
+        let vanished = self.vanished.iter().map(|((host, network, member), vanished)| Ghost {
+            host,
+            network,
+            member,
+            record: &vanished.record,
+            since: vanished.since,
+        });
+        of_gone.chain(vanished)
     }
 
     /// What to persist of the hosts other than `own`.

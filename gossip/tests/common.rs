@@ -8,7 +8,7 @@ use std::time::Duration;
 use gossip::id::{HostId, MemberId, NetworkId};
 use gossip::quic::{Quic, QuicError};
 use gossip::record::{HostRecord, MemberRecord, MemberState, PublicKey, Record};
-use gossip::{Ask, Config, Gossip, Identity, JoinError, KnownHost, Standing, Timings, View};
+use gossip::{Arrival, Ask, Config, Gossip, Identity, JoinError, KnownHost, Standing, Timings, View};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -138,6 +138,8 @@ pub fn config(host: &str, address: SocketAddr, seeds: &[SocketAddr]) -> Config {
         known: Vec::new(),
         generation_floor: 0,
         timings: Timings::of(INTERVAL),
+        eager: true,
+        parsed: Default::default(),
         now_ns: std::sync::Arc::new(gossip::unix_ns),
     }
 }
@@ -161,7 +163,7 @@ impl Node {
         let (host, address) = (identity.host.as_str(), wire.advertise());
         let config = Config { known, ..config(host, address, seeds) };
         let records = vec![host_record(host)];
-        let (gossip, asks) = Gossip::join(config, wire, records, |_| Ok(())).await?;
+        let (gossip, asks) = Arrival::at(config, wire).await?.join(records, |_| Ok(())).await?;
         Ok(Self { gossip, asks, address })
     }
 

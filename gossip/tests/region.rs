@@ -10,7 +10,7 @@ use crate::common::{
     Authority, INTERVAL, Node, anywhere, bind, config, eventually, host_id, host_record, member,
 };
 use gossip::record::Key;
-use gossip::{AskError, Change, Gossip, JoinError, PublishError, Standing, View, Wire as _};
+use gossip::{Arrival, AskError, Change, JoinError, PublishError, Standing, View, Wire as _};
 use tokio::time::{Instant, sleep, timeout};
 
 /// `count` hosts named a, b, …; all know each other and are whole.
@@ -248,7 +248,9 @@ async fn known_hosts_lead_back_when_the_seeds_are_gone() {
         ..config("b", address, &[a.address])
     };
     let floor = config.generation_floor;
-    let (b, _asks) = Gossip::join(config, wire, vec![host_record("b")], |_| Ok(())).await.unwrap();
+    let arrival = Arrival::at(config, wire).await.unwrap();
+    assert_eq!(members(&arrival.view()), 1, "the persisted view is known before the first word");
+    let (b, _asks) = arrival.join(vec![host_record("b")], |_| Ok(())).await.unwrap();
     assert_eq!(b.generation(), floor, "above the clock");
     let view = b.view().borrow().clone();
     assert_eq!(members(&view), 1, "the persisted view is served at once");
@@ -267,7 +269,7 @@ async fn the_generation_is_above_all_that_were_seen() {
         let wire = bind(anywhere(), &authority.identity("x")).await;
         let mut config = config("x", wire.advertise(), &[nodes[0].address]);
         config.now_ns = Arc::new(move || now_ns);
-        Gossip::join(config, wire, vec![host_record("x")], |_| Ok(())).await
+        Arrival::at(config, wire).await?.join(vec![host_record("x")], |_| Ok(())).await
     };
     let (first, _asks) = join(5_000).await.unwrap();
     assert_eq!(first.generation(), 5_000);
@@ -294,7 +296,7 @@ async fn a_generation_that_cannot_be_stored_is_not_used() {
     let wire = bind(anywhere(), &authority.identity("a")).await;
     let config = config("a", wire.advertise(), &[]);
     let full = |_| Err(std::io::Error::from(std::io::ErrorKind::StorageFull));
-    let outcome = Gossip::join(config, wire, vec![host_record("a")], full).await;
+    let outcome = Arrival::at(config, wire).await.unwrap().join(vec![host_record("a")], full).await;
     assert!(matches!(outcome, Err(JoinError::Persist(_))));
 }
 

@@ -213,6 +213,8 @@ where
             known,
             generation_floor: generation + 1,
             timings,
+            eager: true,
+            parsed: Default::default(),
             now_ns: seams.clock,
         },
         wire: seams.wire,
@@ -426,6 +428,8 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             version: own.map_or(0, |h| h.version),
             address: self.advertise,
             standing: gossip::Standing::Answering,
+            silent_since: None,
+            via: gossip::view::Via::Chitchat,
             records: Arc::new(records),
         };
         view.hosts.insert(self.here.host.clone(), own);

@@ -334,6 +334,8 @@ mod tests {
                 version: 1,
                 address: "192.0.2.1:1".parse().unwrap(),
                 standing: Standing::Answering,
+                silent_since: None,
+                via: gossip::view::Via::Chitchat,
                 records: Arc::new(records),
             };
             view.hosts.insert(name, host);

@@ -27,6 +27,8 @@ async fn seat(network: &MemoryNetwork, name: &str, number: u8, seeds: &[u8]) -> 
         known: Vec::new(),
         generation_floor: 0,
         timings: Timings::of(INTERVAL),
+        eager: true,
+        parsed: Default::default(),
         now_ns: Arc::new(|| 1000),
     };
     let seeds = Seeds {

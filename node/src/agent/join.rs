@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gossip::record::{MemberState, Record};
-use gossip::{Ask, Gossip, JoinError, KnownHost, View};
+use gossip::{Arrival, Ask, Gossip, JoinError, KnownHost, View};
 use netplumb::kernel::Kernel;
 use tokio::sync::mpsc;
 
@@ -32,7 +32,9 @@ impl<S: Store + Clone, W: gossip::Wire + Clone> Join<S, W> {
         }
         let store = self.store.clone();
         let persist = move |generation| store.set_generation(generation);
-        match Gossip::join(self.config.clone(), self.wire.clone(), records, persist).await {
+        let joined =
+            async { Arrival::at(self.config.clone(), self.wire.clone()).await?.join(records, persist).await };
+        match joined.await {
             Ok((gossip, asks)) => Joined::In(gossip, asks),
             Err(error) => Joined::Not(error),
         }
@@ -92,6 +94,8 @@ pub(super) fn known_view(known: &[KnownHost]) -> View {
                 version: host.version,
                 address: host.address,
                 standing: gossip::Standing::Answering,
+                silent_since: None,
+                via: gossip::view::Via::Disk,
                 records: Arc::new(records),
             },
         );
