@@ -3,18 +3,21 @@
 //! Envelopes travel as values. All waiting is on tokio's timers, all chance is `rand`'s, so that
 //! under a paused clock and a seeded `getrandom` one seed is one history.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod link;
+mod meter;
+mod pump;
+
+use std::collections::BTreeMap;
+use std::future::pending;
 use std::net::SocketAddr;
-use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use chitchat::ChitchatEnvelope;
-use rand::RngExt as _;
-use tokio::sync::oneshot;
-use tokio::time;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{self, Instant};
 
 use crate::counters::Counters;
 use crate::id::{HostId, Region};
@@ -22,36 +25,40 @@ use crate::queue::Queue;
 use crate::wire::{
     ANSWER_BYTES_MAX, AskError, FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, Pushed, Question, Received, Refusal, Wire,
 };
+use link::{Arrivals, Journey, Links};
+pub use link::{Delay, Link};
+use meter::Meter;
+use pump::{Flights, Next};
 
-/// Envelopes one agent lets wait; the oldest is dropped beyond.
+/// Envelopes or questions one agent lets wait; the oldest is dropped beyond.
 const WAITING_MAX: usize = 1024;
 /// Frames one agent lets wait; the newest is dropped beyond.
 const FRAMES_WAITING_MAX: usize = 256;
+/// An envelope or a frame that its sender's network card takes no sooner is dropped, as on QUIC.
+const WRITE_BOUND: Duration = Duration::from_secs(5);
 
 /// A network on which any number of [`MemoryWire`]s meet.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryNetwork {
-    shared: Arc<Mutex<Shared>>,
+    network: Arc<Network>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
+struct Network {
+    shared: Mutex<Shared>,
+    /// A message took off that arrives before all others.
+    earlier: Notify,
+}
+
+#[derive(Debug, Default)]
 struct Shared {
-    agents: BTreeMap<SocketAddr, Weak<Agent>>,
-    delay: RangeInclusive<Duration>,
-    loss: f64,
-    /// Directed links over which nothing passes.
-    cuts: BTreeSet<(SocketAddr, SocketAddr)>,
-}
-
-impl Default for Shared {
-    fn default() -> Self {
-        let delay = Duration::from_micros(300)..=Duration::from_micros(1500);
-        Self { agents: BTreeMap::new(), delay, loss: 0.0, cuts: BTreeSet::new() }
-    }
+    agents: BTreeMap<SocketAddr, Arc<Agent>>,
+    links: Links,
+    flights: Flights,
 }
 
 impl MemoryNetwork {
-    /// A network without agents; links take 0.3 to 1.5 ms and lose nothing.
+    /// A network without agents, whose links are [`Link::default`].
     pub fn new() -> Self {
         Self::default()
     }
@@ -65,47 +72,83 @@ impl MemoryNetwork {
             envelopes: Queue::new(WAITING_MAX),
             frames: Queue::patient(FRAMES_WAITING_MAX),
             questions: Queue::new(WAITING_MAX),
+            meter: Mutex::default(),
             counters: Arc::default(),
         });
-        self.lock().agents.insert(address, Arc::downgrade(&agent));
-        MemoryWire { network: self.clone(), agent }
+        lock(&self.network.shared).agents.insert(address, agent.clone());
+        MemoryWire { network: self.network.clone(), agent }
     }
 
-    /// How long messages travel from now on.
-    pub fn set_delay(&self, delay: RangeInclusive<Duration>) {
-        self.lock().delay = delay;
+    /// What all links are like from now on, but for those of [`set_link`](Self::set_link).
+    pub fn set_links(&self, link: Link) {
+        self.links(|links| links.default = link);
     }
 
-    /// Which share of the messages is lost from now on, 0 to 1.
-    pub fn set_loss(&self, loss: f64) {
-        self.lock().loss = loss;
+    /// What the link from one address to another is like from now on.
+    pub fn set_link(&self, from: SocketAddr, to: SocketAddr, link: Link) {
+        self.links(|links| links.special.insert((from, to), link));
     }
 
-    /// Lets nothing pass from one address to another, until [`heal`](Self::heal).
+    /// Makes all links alike again.
+    pub fn reset_links(&self) {
+        self.links(|links| links.special.clear());
+    }
+
+    /// Lets nothing that is sent from now on pass from one address to another.
     pub fn cut(&self, from: SocketAddr, to: SocketAddr) {
-        self.lock().cuts.insert((from, to));
+        self.links(|links| links.cuts.insert((from, to)));
     }
 
-    /// Lets everything pass again.
+    /// Undoes a [`cut`](Self::cut).
+    pub fn mend(&self, from: SocketAddr, to: SocketAddr) {
+        self.links(|links| links.cuts.remove(&(from, to)));
+    }
+
+    /// Undoes all cuts.
     pub fn heal(&self) {
-        self.lock().cuts.clear();
+        self.links(|links| links.cuts.clear());
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Starves a host of CPU: all it sends and all it is sent is so much later. Its own timers are not,
+    /// for all hosts share one clock.
+    pub fn set_slow(&self, host: SocketAddr, late: Option<Duration>) {
+        self.links(|links| match late {
+            Some(late) => links.slow.insert(host, late),
+            None => links.slow.remove(&host),
+        });
     }
 
-    /// How long the next message on a link travels; `None` when it is lost.
-    fn travel(&self, from: SocketAddr, to: SocketAddr) -> Option<Duration> {
-        let shared = self.lock();
-        let lost =
-            shared.cuts.contains(&(from, to)) || (shared.loss > 0.0 && rand::rng().random_bool(shared.loss));
-        (!lost).then(|| rand::rng().random_range(shared.delay.clone()))
+    fn links<T>(&self, change: impl FnOnce(&mut Links) -> T) {
+        change(&mut lock(&self.network.shared).links);
     }
+}
 
+impl Network {
     fn agent(&self, at: SocketAddr) -> Option<Arc<Agent>> {
-        self.lock().agents.get(&at).and_then(Weak::upgrade)
+        lock(&self.shared).agents.get(&at).cloned()
     }
+
+    fn travel(&self, journey: Journey) -> Arrivals {
+        lock(&self.shared).links.travel(Instant::now(), journey, &mut rand::rng())
+    }
+
+    /// Has a message carried to its receiver.
+    fn fly(self: &Arc<Self>, at: Instant, from: &Arc<Agent>, to: SocketAddr, message: Message) {
+        let next = lock(&self.shared).flights.add(at, from.clone(), to, message);
+        match next {
+            Next::Wait => {}
+            Next::Wake => self.earlier.notify_one(),
+            Next::Carry => drop(tokio::spawn(pump::carry(self.clone()))),
+        }
+    }
+}
+
+/// What goes from agent to agent.
+#[derive(Debug)]
+enum Message {
+    Envelope { envelope: ChitchatEnvelope, bytes: usize },
+    Frame(Bytes),
+    Question { body: Vec<u8>, heard: oneshot::Sender<Result<oneshot::Receiver<Vec<u8>>, Refusal>> },
 }
 
 #[derive(Debug)]
@@ -116,12 +159,51 @@ struct Agent {
     envelopes: Queue<Received>,
     frames: Queue<Pushed>,
     questions: Queue<Question>,
+    meter: Mutex<Meter>,
     counters: Arc<Counters>,
 }
 
 impl Agent {
+    fn close(&self) {
+        self.envelopes.close();
+        self.frames.close();
+        self.questions.close();
+    }
+
+    fn receive(&self, sender: &Agent, message: Message) {
+        let refusal = self.refusal(sender);
+        let from = sender.address;
+        match message {
+            Message::Question { body, heard } => {
+                // It fails when the asker has given up.
+                _ = heard.send(refusal.map_or_else(|| Ok(self.hear(sender, body)), Err));
+            }
+            _ if refusal.is_some() => {}
+            Message::Envelope { envelope, bytes } => {
+                self.counters.message("in", "envelope", bytes);
+                if self.envelopes.push(Received { from, envelope }).is_some() {
+                    self.counters.dropped("envelope");
+                }
+            }
+            Message::Frame(frame) => {
+                self.counters.message("in", "frame", frame.len());
+                if self.frames.push(Pushed { from, frame }).is_some() {
+                    self.counters.dropped("frame");
+                }
+            }
+        }
+    }
+
+    /// Takes a question; the answer comes where this returns.
+    fn hear(&self, sender: &Agent, body: Vec<u8>) -> oneshot::Receiver<Vec<u8>> {
+        self.counters.message("in", "ask", body.len());
+        let (reply, answer) = oneshot::channel();
+        self.questions.push(Question { from: sender.host.clone(), address: sender.address, body, reply });
+        answer
+    }
+
     /// What the hello of two agents settles on the real wire. Both count a refusal.
-    fn refuses(&self, peer: &Agent) -> Option<Refusal> {
+    fn refusal(&self, peer: &Agent) -> Option<Refusal> {
         let refusal = if peer.region != self.region {
             Refusal::Region(format!("{} is in {}, not in {}", peer.host, peer.region, self.region))
         } else if peer.host == self.host {
@@ -138,15 +220,17 @@ impl Agent {
 /// One agent's end of a [`MemoryNetwork`]. Dropping it is a crash: nothing is said to anybody.
 #[derive(Debug)]
 pub struct MemoryWire {
-    network: MemoryNetwork,
+    network: Arc<Network>,
     agent: Arc<Agent>,
 }
 
 impl Drop for MemoryWire {
     fn drop(&mut self) {
-        self.agent.envelopes.close();
-        self.agent.frames.close();
-        self.agent.questions.close();
+        self.agent.close();
+        let agents = &mut lock(&self.network.shared).agents;
+        if agents.get(&self.agent.address).is_some_and(|agent| Arc::ptr_eq(agent, &self.agent)) {
+            agents.remove(&self.agent.address);
+        }
     }
 }
 
@@ -157,21 +241,12 @@ impl Wire for MemoryWire {
     }
 
     fn send(&self, to: SocketAddr, envelope: ChitchatEnvelope) {
-        self.agent.counters.message("out", "envelope", 0);
-        let from = self.agent.address;
-        let Some(travel) = self.network.travel(from, to) else { return };
-        let (network, sender) = (self.network.clone(), self.agent.clone());
-        tokio::spawn(async move {
-            time::sleep(travel).await;
-            let Some(receiver) = network.agent(to) else { return };
-            if receiver.refuses(&sender).is_some() {
-                return;
-            }
-            receiver.counters.message("in", "envelope", 0);
-            if receiver.envelopes.push(Received { from, envelope }).is_some() {
-                receiver.counters.dropped("envelope");
-            }
-        });
+        let (envelope, bytes) = lock(&self.agent.meter).measure(envelope);
+        let Some((at, again)) = self.depart(to, "envelope", bytes) else { return };
+        if let Some((at, envelope)) = again.zip(meter::copy(&envelope)) {
+            self.fly(at, to, Message::Envelope { envelope, bytes });
+        }
+        self.fly(at, to, Message::Envelope { envelope, bytes });
     }
 
     async fn recv(&self) -> Option<Received> {
@@ -182,21 +257,10 @@ impl Wire for MemoryWire {
         if frame.len() > FRAME_BYTES_MAX {
             return self.agent.counters.dropped("frame");
         }
-        self.agent.counters.message("out", "frame", frame.len());
-        let from = self.agent.address;
-        let Some(travel) = self.network.travel(from, to) else { return };
-        let (network, sender) = (self.network.clone(), self.agent.clone());
-        tokio::spawn(async move {
-            time::sleep(travel).await;
-            let Some(receiver) = network.agent(to) else { return };
-            if receiver.refuses(&sender).is_some() {
-                return;
-            }
-            receiver.counters.message("in", "frame", frame.len());
-            if receiver.frames.push(Pushed { from, frame }).is_some() {
-                receiver.counters.dropped("frame");
-            }
-        });
+        let Some((at, again)) = self.depart(to, "frame", frame.len()) else { return };
+        for at in again.into_iter().chain([at]) {
+            self.fly(at, to, Message::Frame(frame.clone()));
+        }
     }
 
     async fn pushed(&self) -> Option<Pushed> {
@@ -209,21 +273,15 @@ impl Wire for MemoryWire {
         }
         let from = self.agent.address;
         self.agent.counters.message("out", "ask", body.len());
-        self.pass(from, to).await;
-        let Some(receiver) = self.network.agent(to) else { return std::future::pending().await };
-        if let Some(refusal) = receiver.refuses(&self.agent) {
-            return Err(refusal.into());
-        }
-        receiver.counters.message("in", "ask", body.len());
-        let (reply, answer) = oneshot::channel();
-        receiver.questions.push(Question { from: self.agent.host.clone(), address: from, body, reply });
-        let answer = answer.await.map_err(|_| AskError::Unanswered("it dropped the question".into()))?;
-        if answer.len() > ANSWER_BYTES_MAX {
-            return Err(AskError::Unanswered(format!("its answer has {} bytes", answer.len())));
-        }
-        self.pass(to, from).await;
-        self.agent.counters.message("in", "answer", answer.len());
-        Ok(answer)
+        let bytes = body.len();
+        let arrivals = self.network.travel(Journey { from, to, bytes, patience: Duration::MAX });
+        let Some(at) = arrivals.first else { return pending().await };
+        let (heard, hears) = oneshot::channel();
+        self.fly(at, to, Message::Question { body, heard });
+        // Nobody there, or a crash on the way, is silence.
+        let Ok(heard) = hears.await else { return pending().await };
+        let answer = heard?.await;
+        self.receive_answer(to, answer.ok()).await
     }
 
     async fn asked(&self) -> Option<Question> {
@@ -231,9 +289,7 @@ impl Wire for MemoryWire {
     }
 
     async fn close(&self) {
-        self.agent.envelopes.close();
-        self.agent.frames.close();
-        self.agent.questions.close();
+        self.agent.close();
     }
 
     fn counters(&self) -> Arc<Counters> {
@@ -242,11 +298,40 @@ impl Wire for MemoryWire {
 }
 
 impl MemoryWire {
-    /// Waits for a message to arrive: for ever, when it is lost.
-    async fn pass(&self, from: SocketAddr, to: SocketAddr) {
-        match self.network.travel(from, to) {
-            Some(travel) => time::sleep(travel).await,
-            None => std::future::pending().await,
-        }
+    /// Counts a message that leaves now; when it arrives, and when once more.
+    fn depart(&self, to: SocketAddr, kind: &'static str, bytes: usize) -> Option<(Instant, Option<Instant>)> {
+        self.agent.counters.message("out", kind, bytes);
+        let from = self.agent.address;
+        let arrivals = self.network.travel(Journey { from, to, bytes, patience: WRITE_BOUND });
+        arrivals.first.map(|at| (at, arrivals.second))
     }
+
+    fn fly(&self, at: Instant, to: SocketAddr, message: Message) {
+        self.network.fly(at, &self.agent, to, message);
+    }
+
+    /// Waits for an answer, or the news that there is none, to come back: for ever, when it is lost.
+    async fn receive_answer(&self, from: SocketAddr, answer: Option<Vec<u8>>) -> Result<Vec<u8>, AskError> {
+        let (to, bytes) = (self.agent.address, answer.as_ref().map_or(0, Vec::len));
+        let arrivals = self.network.travel(Journey { from, to, bytes, patience: Duration::MAX });
+        // The crashed say nothing, not even that there is no answer.
+        let Some((at, answering)) = arrivals.first.zip(self.network.agent(from)) else {
+            return pending().await;
+        };
+        let Some(answer) = answer else {
+            time::sleep_until(at).await;
+            return Err(AskError::Unanswered("it dropped the question".into()));
+        };
+        answering.counters.message("out", "answer", bytes);
+        time::sleep_until(at).await;
+        if bytes > ANSWER_BYTES_MAX {
+            return Err(AskError::Unanswered(format!("its answer has {bytes} bytes")));
+        }
+        self.agent.counters.message("in", "answer", bytes);
+        Ok(answer)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::common::{Authority, REGION, anywhere, bind, host_id};
 use bytes::Bytes;
 use chitchat::{ChitchatEnvelope, ChitchatMessage, ProtocolVersion};
-use gossip::memory::MemoryNetwork;
+use gossip::memory::{Delay, Link, MemoryNetwork};
 use gossip::wire::{ANSWER_BYTES_MAX, FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, Pushed};
 use gossip::{AskError, Refusal, Wire};
 use tokio::time::{sleep, timeout};
@@ -297,12 +297,86 @@ async fn a_cut_link_passes_nothing_until_it_heals() {
     b.send(a.advertise(), envelope("other way"));
     assert!(timeout(BOUND, a.recv()).await.is_ok());
     network.heal();
-    network.set_loss(1.0);
+    network.set_links(Link { loss: 1.0, ..Link::default() });
     a.send(b.advertise(), envelope("lost"));
     assert!(timeout(BOUND, b.recv()).await.is_err());
-    network.set_loss(0.0);
-    network.set_delay(Duration::from_secs(1)..=Duration::from_secs(1));
+    network.set_links(Link::of(Delay::Fixed(Duration::from_secs(1))));
     a.send(b.advertise(), envelope("slow"));
     assert!(timeout(Duration::from_millis(900), b.recv()).await.is_err());
     assert!(timeout(Duration::from_millis(200), b.recv()).await.is_ok());
+    network.set_slow(b.advertise(), Some(Duration::from_secs(1)));
+    a.send(b.advertise(), envelope("slower"));
+    assert!(timeout(Duration::from_millis(1900), b.recv()).await.is_err());
+    assert!(timeout(Duration::from_millis(200), b.recv()).await.is_ok());
+}
+
+/// Without any delay messages arrive in the order in which they were sent.
+#[tokio::test(start_paused = true)]
+async fn a_network_without_delay_keeps_the_order() {
+    let network = MemoryNetwork::new();
+    network.set_links(Link::of(Delay::Fixed(Duration::ZERO)));
+    let mut twin = Twin(network, 0);
+    let (a, b) = (twin.wire(REGION, "a").await, twin.wire(REGION, "b").await);
+    let started = tokio::time::Instant::now();
+    for number in 0..200u8 {
+        a.push(b.advertise(), Bytes::from(vec![number]));
+    }
+    for number in 0..200u8 {
+        assert_eq!(b.pushed().await.unwrap().frame, vec![number]);
+    }
+    assert_eq!(started.elapsed(), Duration::ZERO);
+}
+
+/// A frame under way is overtaken by one over a quicker link, and by none that leaves it later.
+#[tokio::test(start_paused = true)]
+async fn a_quick_link_overtakes_a_slow_one() {
+    let network = MemoryNetwork::new();
+    let mut twin = Twin(network.clone(), 0);
+    let (a, b, c) =
+        (twin.wire(REGION, "a").await, twin.wire(REGION, "b").await, twin.wire(REGION, "c").await);
+    network.set_link(a.advertise(), c.advertise(), Link::of(Delay::Fixed(Duration::from_secs(3))));
+    a.push(c.advertise(), Bytes::from_static(b"slow"));
+    sleep(Duration::from_secs(1)).await;
+    b.push(c.advertise(), Bytes::from_static(b"quick"));
+    let quick = timeout(Duration::from_millis(10), c.pushed()).await.unwrap().unwrap();
+    assert_eq!((quick.from, &quick.frame[..]), (b.advertise(), &b"quick"[..]));
+    let slow = timeout(Duration::from_millis(2010), c.pushed()).await.unwrap().unwrap();
+    assert_eq!((slow.from, &slow.frame[..]), (a.advertise(), &b"slow"[..]));
+    network.reset_links();
+    a.push(c.advertise(), Bytes::new());
+    assert!(timeout(Duration::from_millis(10), c.pushed()).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frame_may_arrive_twice() {
+    let network = MemoryNetwork::new();
+    network.set_links(Link { duplicate: 1.0, ..Link::default() });
+    let mut twin = Twin(network, 0);
+    let (a, b) = (twin.wire(REGION, "a").await, twin.wire(REGION, "b").await);
+    a.push(b.advertise(), Bytes::from_static(b"twice"));
+    for _ in 0..2 {
+        assert_eq!(timeout(BOUND, b.pushed()).await.unwrap().unwrap().frame, "twice");
+    }
+    assert!(timeout(BOUND, b.pushed()).await.is_err());
+}
+
+/// A question whose asker has given up, or whose answer is lost, was asked all the same; who crashes
+/// with it says nothing.
+#[tokio::test(start_paused = true)]
+async fn a_question_outlives_its_asker() {
+    let network = MemoryNetwork::new();
+    let mut twin = Twin(network.clone(), 0);
+    let (a, b) = (twin.wire(REGION, "a").await, twin.wire(REGION, "b").await);
+    network.set_links(Link::of(Delay::Fixed(Duration::from_secs(1))));
+    assert!(timeout(Duration::from_millis(500), a.ask(b.advertise(), vec![1])).await.is_err());
+    assert!(timeout(Duration::from_millis(600), b.asked()).await.is_ok());
+    network.cut(b.advertise(), a.advertise());
+    let (answer, asked) = tokio::join!(timeout(BOUND, a.ask(b.advertise(), vec![2])), b.asked());
+    assert!(answer.is_err());
+    assert_eq!(asked.unwrap().body, [2]);
+    network.heal();
+    let address = b.advertise();
+    let crash = async { drop((b.asked().await, b)) };
+    let (answer, ()) = tokio::join!(timeout(BOUND, a.ask(address, vec![3])), crash);
+    assert!(answer.is_err());
 }
