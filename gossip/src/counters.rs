@@ -13,6 +13,14 @@ pub type Visit<'a> = dyn FnMut(&'static str, &[(&'static str, &str)], u64) + 'a;
 #[derive(Debug, Default)]
 pub struct Counters {
     counts: Mutex<BTreeMap<Series, u64>>,
+    /// Messages and bytes by direction and kind, apart from the rest: they are counted most.
+    traffic: Mutex<BTreeMap<(&'static str, &'static str), Traffic>>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Traffic {
+    messages: u64,
+    bytes: u64,
 }
 
 impl Counters {
@@ -31,9 +39,10 @@ impl Counters {
 
     /// One message passed: `direction` is `in` or `out`, `kind` what it was.
     pub(crate) fn message(&self, direction: &'static str, kind: &'static str, bytes: usize) {
-        let labels = vec![("direction", direction), ("kind", kind)];
-        self.add("gossip_bytes_total", labels.clone(), bytes as u64);
-        self.add("gossip_messages_total", labels, 1);
+        let mut traffic = self.traffic.lock().unwrap_or_else(PoisonError::into_inner);
+        let counted = traffic.entry((direction, kind)).or_default();
+        counted.messages += 1;
+        counted.bytes += bytes as u64;
     }
 
     /// A record was skipped; see [`MalformedRecord::reason`](crate::record::MalformedRecord::reason).
@@ -57,7 +66,13 @@ impl Counters {
     }
 
     fn snapshot(&self) -> BTreeMap<Series, u64> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut all = self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (&(direction, kind), traffic) in &*self.traffic.lock().unwrap_or_else(PoisonError::into_inner) {
+            let labels = vec![("direction", direction), ("kind", kind)];
+            all.insert(("gossip_bytes_total", labels.clone()), traffic.bytes);
+            all.insert(("gossip_messages_total", labels), traffic.messages);
+        }
+        all
     }
 }
 
