@@ -1,151 +1,268 @@
-//! Hosts of one process: the node as it is, on a network, kernels, stores and a wall clock in memory.
+//! Hosts of one process: the node as it is, on a network, kernels, stores and wall clocks in memory.
 
-use std::cell::Cell;
-use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+mod books;
+mod follower;
+mod host;
+mod weather;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use gossip::id::{AppId, HostId, MemberId, NetworkId, Region};
-use gossip::memory::{MemoryNetwork, MemoryWire};
-use gossip::{Counters, Wire as _};
-use netplumb::MemoryKernel;
-use netplumb::state::{Guard, Vtep};
-use node::agent::{self, Handle, Seams, Snapshot};
-use node::attach::{Call, Netns, Request};
-use node::config::{Config, Dns, Gossip, Thresholds, Tls, Underlay};
-use node::project::Here;
-use node::store::{Entry, MemoryStore};
-use tokio::sync::watch;
-use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep, timeout};
+use anyhow::{Context as _, bail, ensure};
+use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType, Region};
+use gossip::memory::MemoryNetwork;
+use gossip::{Timings, Wire};
+use node::agent::{self, Seams, Snapshot};
+use node::config::Thresholds;
+use tokio::time::Instant;
 
-use crate::history::{History, hash_of};
+pub use books::{Attempt, Books, End, Promise};
+pub use host::{Host, Life, Role};
+pub use weather::Weather;
+
+use crate::history::History;
+use host::Running;
 
 /// Gossip rounds, and with them everything that is bounded by their number.
 pub const INTERVAL: Duration = Duration::from_millis(500);
-const UNDERLAY_MTU: u32 = 1500;
-/// Nothing happens for so long: then all has happened that was to follow. Longer than every pause of the node
-/// but those of audits and quarantines.
-const QUIET: Duration = Duration::from_secs(2);
-const QUIET_WITHIN: Duration = Duration::from_secs(30);
+/// How long the address of a detached member rests here; a minute and a half would outlast most runs.
+pub const QUARANTINE: Duration = Duration::from_secs(10);
+/// How long a host is dead before it is gone; a quarter of an hour elsewhere.
+pub const GONE: Duration = Duration::from_secs(40);
+/// How long a gone host's claims are remembered; a day elsewhere.
+pub const FORGET: Duration = Duration::from_secs(60);
+/// How long a graceful stop is honoured; two minutes elsewhere.
+pub const AWAY: Duration = Duration::from_secs(30);
 
-/// A region of simulated hosts.
+/// How long a claim that vanished without a release is remembered; two minutes elsewhere.
+pub const GHOST: Duration = Duration::from_secs(20);
+/// How long chitchat remembers a dead host; four minutes elsewhere.
+pub const GRACE: Duration = Duration::from_secs(30);
+
+/// The bounds of every simulated host: forgetting happens within a run.
+pub fn timings() -> Timings {
+    Timings {
+        gone: GONE,
+        forget: FORGET,
+        away_max: AWAY,
+        ghost: GHOST,
+        grace: GRACE,
+        ..Timings::of(INTERVAL)
+    }
+}
+
+/// A region of simulated hosts, and the oracle's own books on it.
 pub struct Cluster {
     /// What happened.
     pub history: History,
-    /// The hosts, running or not.
+    /// The machines, running or not.
     pub hosts: Vec<Host>,
-    /// The members whose attach was acknowledged, until they are detached: with their entries as acknowledged.
-    pub promised: BTreeMap<MemberId, (HostId, Entry)>,
-    network: MemoryNetwork,
+    /// What was promised to whom.
+    pub books: Books,
+    /// What the network does to messages.
+    pub weather: Weather,
     region: Region,
-}
-
-/// One machine: its kernel and its disk outlive its agent.
-pub struct Host {
-    /// Its name.
-    pub id: HostId,
-    /// Its kernel.
-    pub kernel: MemoryKernel,
-    config: Config,
-    store: MemoryStore,
-    agent: Option<Running>,
-    containers: usize,
-}
-
-struct Running {
-    handle: Handle<MemoryKernel, MemoryStore>,
-    counters: Arc<Counters>,
-    /// The task that notes what this agent sees.
-    follower: AbortHandle,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.follower.abort();
-    }
+    epoch_ns: u64,
 }
 
 impl Cluster {
-    /// A region of so many machines, without agents; its wall clock begins at `epoch_ns` (nanoseconds since
-    /// 1970). One for each thread.
-    pub fn new(hosts: u16, epoch_ns: u64) -> anyhow::Result<Cluster> {
-        WALL_CLOCK.set(Some((Instant::now(), epoch_ns)));
-        let region: Region = "simulated".parse()?;
-        let seeds = vec![address(0).to_string()];
-        let hosts = (0..hosts).map(|n| Host::new(n, &region, &seeds)).collect::<anyhow::Result<_>>()?;
-        Ok(Cluster {
-            history: History::begin(),
-            hosts,
-            promised: BTreeMap::new(),
-            network: MemoryNetwork::new(),
-            region,
-        })
+    /// A region of so many machines, without agents; its wall clocks begin at `epoch_ns` (nanoseconds since
+    /// 1970). The first two are everybody's seeds.
+    pub fn new(hosts: u16, epoch_ns: u64, history: History) -> anyhow::Result<Cluster> {
+        let mut cluster = Cluster {
+            history,
+            hosts: Vec::new(),
+            books: Books::new(),
+            weather: Weather::new(MemoryNetwork::new()),
+            region: "simulated".parse()?,
+            epoch_ns,
+        };
+        for number in 0..hosts {
+            cluster.add(format!("host-{number}").parse()?)?;
+        }
+        Ok(cluster)
     }
 
-    /// Starts a host's agent: the first time, or after a crash with what its store and kernel hold.
+    /// Puts another machine there, with a name of its own or somebody else's, and returns its number.
+    pub fn add(&mut self, id: HostId) -> anyhow::Result<usize> {
+        let number = self.hosts.len();
+        self.hosts.push(Host::new(u16::try_from(number)?, id, &self.region, self.epoch_ns));
+        Ok(number)
+    }
+
+    /// Starts a host's agent: the first time, or again with what its store and kernel hold.
     pub async fn start(&mut self, host: usize) -> anyhow::Result<()> {
+        let region = self.region.clone();
+        let network = self.weather.network.clone();
         let host = &mut self.hosts[host];
-        let wire = Arc::new(self.network.wire(&self.region, &host.id, host.config.gossip.advertise));
+        ensure!(host.agent.is_none(), "{} runs already", host.id);
+        let wire = Arc::new(network.wire(&region, &host.id, host.address));
         let counters = wire.counters();
-        let seams: Seams<MemoryKernel, MemoryStore, Arc<MemoryWire>> = Seams {
+        let wire: Arc<dyn Wire> = host.role.dress(wire);
+        let seams = Seams {
             wire,
             kernel: host.kernel.clone(),
             store: host.store.clone(),
-            clock: Arc::new(wall_clock_ns),
-            boot: "the only one".into(),
+            clock: host.clock.wall(),
+            boot: host.boot(),
             listen: |_, _| Ok(None),
         };
-        self.history.note(format_args!("{} starts", host.id));
-        let handle = agent::start(host.config.clone(), seams).await.with_context(|| host.id.to_string())?;
-        let follower = tokio::spawn(follow(host.id.clone(), handle.snapshot.clone(), self.history.clone()))
-            .abort_handle();
-        host.agent = Some(Running { handle, counters, follower });
+        self.history.note(format_args!("{} starts", host.label()));
+        let handle = agent::start(host.config.clone(), seams).await.with_context(|| host.label())?;
+        let followed = follower::follow(
+            host.label(),
+            handle.snapshot.clone(),
+            self.history.clone(),
+            self.books.shared.clone(),
+        );
+        let follower = tokio::spawn(followed).abort_handle();
+        host.began(Running::new(handle, counters, follower));
+        self.weather.stir();
         Ok(())
     }
 
-    /// Ends a host's agent without a word to anybody; kernel and store stay as they are.
+    /// Ends a host's agent without a word to anybody, with all its tasks and calls; kernel and store stay.
     pub fn crash(&mut self, host: usize) {
+        self.history.note(format_args!("{} crashes", self.hosts[host].label()));
+        self.hosts[host].ended(Life::Crashed(Instant::now()));
+        self.books.calls_ended(host);
+        self.weather.stir();
+    }
+
+    /// Stops a host's agent: the region is told that it is away.
+    pub async fn stop(&mut self, host: usize) {
+        self.history.note(format_args!("{} stops", self.hosts[host].label()));
+        self.books.calls_ended(host);
+        if let Some(running) = self.hosts[host].take_running() {
+            running.stop().await;
+        }
+        self.hosts[host].ended(Life::Away(Instant::now()));
+        self.weather.stir();
+    }
+
+    /// Takes a machine away for ever, with its containers.
+    pub fn scrap(&mut self, host: usize) {
+        if self.hosts[host].is_up() {
+            self.crash(host);
+        }
+        self.history.note(format_args!("{} is scrapped", self.hosts[host].label()));
+        self.hosts[host].ended(Life::Scrapped(Instant::now()));
+        self.books.host_ended(host, End::Scrapped);
+        self.weather.stir();
+    }
+
+    /// Puts another machine there with the name and a copy of the disk of a first one; returns its number.
+    pub async fn clone_machine(&mut self, host: usize) -> anyhow::Result<usize> {
+        let copy = self.add(self.hosts[host].id.clone())?;
+        self.hosts[copy].copy_disk(&self.hosts[host]).await?;
+        self.hosts[copy].copy = true;
+        self.history.note(format_args!(
+            "{} is a copy of {}",
+            self.hosts[copy].label(),
+            self.hosts[host].label()
+        ));
+        Ok(copy)
+    }
+
+    /// Everything on a machine that is down ends but its disk: its containers with it.
+    pub fn reboot(&mut self, host: usize) {
+        self.history.note(format_args!("{} boots", self.hosts[host].label()));
+        self.hosts[host].reboot();
+        self.books.host_ended(host, End::Died);
+    }
+
+    /// The state directory of a machine that is down is lost.
+    pub fn wipe(&mut self, host: usize) {
         let host = &mut self.hosts[host];
-        self.history.note(format_args!("{} crashes", host.id));
-        host.agent = None;
+        self.history.note(format_args!("{} loses its state directory", host.label()));
+        host.store.wipe();
+        host.wiped = Some(Instant::now());
     }
 
-    /// Notes an acknowledged attach: a promise until it is detached.
-    pub fn promise(&mut self, host: HostId, entry: Entry) {
-        let Entry { member, address, ordinal, .. } = &entry;
-        self.history.note(format_args!("{host} attached {member}: {address}, ordinal {ordinal:?}"));
-        self.promised.insert(member.clone(), (host, entry));
+    /// The first machine with the name of this one, when this one is a copy of it that runs.
+    pub fn original(&self, copy: usize) -> Option<usize> {
+        let host = self.hosts.get(copy).filter(|host| host.is_up() && host.copy)?;
+        let first = |other: &Host| other.id == host.id && !matches!(other.life, Life::Scrapped(_));
+        self.hosts.iter().position(first).filter(|original| *original != copy)
     }
 
-    /// Detaches a member that was promised.
-    pub async fn detach(&mut self, member: &MemberId) -> anyhow::Result<()> {
-        let Some((host, entry)) = self.promised.remove(member) else { bail!("{member} was never attached") };
-        let running = self.hosts.iter().find(|h| h.id == host).and_then(|h| h.agent.as_ref());
-        let running = running.with_context(|| format!("{host} is not running"))?;
-        let detached = running.handle.context.clone().detach(entry).await;
-        detached.with_context(|| format!("law broken: {host} can detach {member}"))?;
-        self.history.note(format_args!("{host} detached {member}"));
+    /// Lets nothing pass from one host to another.
+    pub fn cut(&mut self, from: usize, to: usize) {
+        let at = |host: usize| (host, self.hosts[host].address);
+        let (from, to) = (at(from), at(to));
+        self.weather.cut(from, to);
+    }
+
+    /// Makes all messages from and to a host take so much longer; not at zero.
+    pub fn slow(&mut self, host: usize, longer: Duration) {
+        self.weather.set_slow((host, self.hosts[host].address), longer);
+    }
+
+    /// From now on a host's kernel refuses every so-manieth operation; none at 0.
+    pub fn refuse(&mut self, host: usize, every: usize) {
+        self.hosts[host].refuse(every);
+    }
+
+    /// Starts a container on a host and begins to attach it; the outcome goes into the books. `ordinal` is the
+    /// caller's choice, if it has one.
+    pub fn attach(
+        &mut self,
+        host: usize,
+        network: NetworkId,
+        app: AppId,
+        process: ProcessType,
+        ordinal: Option<u32>,
+    ) -> anyhow::Result<()> {
+        let (call, path) = self.hosts[host].start_container(network, app, process, ordinal);
+        self.begin(host, Attempt { host, call, path, began: Instant::now() })
+    }
+
+    fn begin(&mut self, host: usize, attempt: Attempt) -> anyhow::Result<()> {
+        let outcome = self.books.begin(&attempt);
+        let running = self.hosts[host].agent.as_mut();
+        let running = running.with_context(|| format!("host {host} is not running"))?;
+        let context = running.handle.context.clone();
+        running.calls.spawn(async move {
+            let result = context.attach(attempt.call).await;
+            outcome.attached(result.map(|(entry, _)| entry));
+        });
         Ok(())
     }
 
-    /// The hosts whose agent runs, with what it shows.
-    pub fn live(&self) -> impl Iterator<Item = (&Host, Snapshot)> {
-        self.hosts.iter().filter_map(|host| Some((host, host.snapshot()?)))
+    /// Begins to detach a member that was promised; the outcome goes into the books.
+    pub fn detach(&mut self, member: &MemberId) -> anyhow::Result<()> {
+        let Some(promise) = self.books.promises.get(member) else { bail!("{member} was never attached") };
+        let (host, promised) = (promise.host, promise.entry.clone());
+        let running =
+            self.hosts[host].agent.as_mut().with_context(|| format!("host {host} is not running"))?;
+        // As its own agent knows it: its address may have changed.
+        let entry = running.handle.snapshot.borrow().journal.get(member).cloned();
+        let context = running.handle.context.clone();
+        let outcome = self.books.begin_detach(member);
+        running.calls.spawn(async move {
+            let result = context.detach(entry.unwrap_or(promised)).await;
+            outcome.detached(result);
+        });
+        Ok(())
     }
 
-    /// Waits until nothing happens any more.
-    pub async fn quiet(&self) -> anyhow::Result<()> {
-        let silence = async {
-            while self.history.silence() < QUIET {
-                sleep(QUIET - self.history.silence()).await;
-            }
-        };
-        timeout(QUIET_WITHIN, silence).await.with_context(|| {
-            format!("law broken: without a fault a region is quiet within {} s", QUIET_WITHIN.as_secs())
-        })
+    /// A member's container dies.
+    pub fn kill_container(&mut self, member: &MemberId) {
+        let Some(promise) = self.books.promises.get(member) else { return };
+        let (host, path) = (promise.host, promise.path.clone());
+        self.history.note(format_args!("the container of {member} on {} dies", self.hosts[host].label()));
+        self.hosts[host].kernel.stop_container(path);
+        self.books.end(member, End::Died);
+    }
+
+    /// Takes what calls have come to into the books.
+    pub fn collect(&mut self) -> anyhow::Result<()> {
+        self.books.collect(&self.history, &self.hosts)
+    }
+
+    /// The hosts whose agent runs, with their numbers and what each shows.
+    pub fn live(&self) -> impl Iterator<Item = (usize, &Host, Snapshot)> {
+        self.hosts.iter().enumerate().filter_map(|(number, host)| Some((number, host, host.snapshot()?)))
     }
 
     /// Notes how much each host has sent: one message more or less is another history.
@@ -155,160 +272,60 @@ impl Cluster {
                 let labels = [("direction", "out"), ("kind", "envelope")];
                 running.counters.get("gossip_messages_total", &labels)
             });
-            self.history.note(format_args!("{} has sent {sent} messages since its start", host.id));
+            self.history.note(format_args!("{} has sent {sent} messages since its start", host.label()));
         }
     }
 }
 
-impl Host {
-    fn new(number: u16, region: &Region, seeds: &[String]) -> anyhow::Result<Host> {
-        let address = address(number);
-        let config = Config {
-            region: region.clone(),
-            host: format!("host-{number}").parse()?,
-            state_dir: "/nowhere".into(),
-            run_dir: "/nowhere".into(),
-            gossip: Gossip {
-                listen: address,
-                advertise: address,
-                seeds: seeds.to_vec(),
-                interval: Some(INTERVAL),
-            },
-            tls: Tls { ca: "/nowhere".into(), cert: "/nowhere".into(), key: "/nowhere".into() },
-            underlay: Underlay { address: address.ip(), vxlan_port: 4789 },
-            dns: Dns {
-                zone: "private-network.internal".into(),
-                ttl_s: 30,
-                listen: Ipv4Addr::new(127, 240, 0, 53),
-                port: 61053,
-                upstreams: None,
-                forward: false,
-            },
-            http: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            backend: netplumb::Backend::Auto,
-            unguarded: false,
-            thresholds: Thresholds::default(),
-        };
-        Ok(Host {
-            id: config.host.clone(),
-            kernel: MemoryKernel::new(address.ip(), UNDERLAY_MTU),
-            config,
-            store: MemoryStore::default(),
-            agent: None,
-            containers: 0,
-        })
-    }
-
-    /// Starts a container and begins to attach it, for a task of its own.
-    pub fn attach(
-        &mut self,
-        network: NetworkId,
-        app: AppId,
-    ) -> anyhow::Result<impl Future<Output = anyhow::Result<Entry>> + Send + 'static> {
-        let running = self.agent.as_ref().with_context(|| format!("{} is not running", self.id))?;
-        let context = running.handle.context.clone();
-        self.containers += 1;
-        let container = format!("c{}", self.containers);
-        let netns = self.kernel.start_container(format!("/run/netns/{container}"), None);
-        let request = Request {
-            app,
-            process: "web".parse()?,
-            ordinal: None,
-            ifname: None,
-            address: None,
-            netns: Netns::Path(netns.path),
-            wait_ms: None,
-        };
-        let call = Call { network, container, request };
-        Ok(async move { Ok(context.attach(call).await.map(|(entry, _)| entry)?) })
-    }
-
-    /// What its agent shows; none while none runs.
-    pub fn snapshot(&self) -> Option<Snapshot> {
-        self.agent.as_ref().map(|running| running.handle.snapshot.borrow().clone())
-    }
-
-    /// What of the host enters the projection of its view.
-    pub fn here(&self) -> Here {
-        Here {
-            region: self.config.region.clone(),
-            host: self.id.clone(),
-            vtep: Vtep { address: self.config.underlay.address, port: self.config.underlay.vxlan_port },
-            underlay_mtu: UNDERLAY_MTU,
-            guard: Guard::Table { listener: self.config.dns.listener() },
-        }
-    }
-}
-
-fn address(number: u16) -> SocketAddr {
-    let [high, low] = number.to_be_bytes();
-    SocketAddr::from((Ipv4Addr::new(10, 0, high, low), 7946))
-}
-
-/// Notes what an agent sees whenever that changes.
-async fn follow(host: HostId, mut snapshots: watch::Receiver<Snapshot>, history: History) {
-    let mut last = String::new();
-    loop {
-        let seen = describe(&snapshots.borrow_and_update());
-        if seen != last {
-            history.note(format_args!("{host} sees {seen}"));
-            last = seen;
-        }
-        if snapshots.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-fn describe(snapshot: &Snapshot) -> String {
-    let view = &snapshot.view;
-    let hosts: Vec<_> = view.hosts.iter().map(|(id, h)| (id, h.generation, h.version, h.standing)).collect();
-    let names: Vec<_> = snapshot.zones.iter().map(|(network, zone)| (network, zone.names())).collect();
-    let counted: usize = names.iter().map(|(_, names)| names.len()).sum();
-    format!(
-        "{} of {} hosts answer, {} members, {counted} names{}{} ({:016x})",
-        view.answering().count(),
-        hosts.len(),
-        view.members().count(),
-        if view.whole { "" } else { ", not whole" },
-        if view.cut_off { ", cut off" } else { "" },
-        hash_of(&format!("{hosts:?} {names:?}")),
-    )
-}
-
-thread_local!(static WALL_CLOCK: Cell<Option<(Instant, u64)>> = const { Cell::new(None) });
-
-/// The wall clock of the region on this thread.
-fn wall_clock_ns() -> u64 {
-    let (began, epoch_ns) = WALL_CLOCK.get().expect("a cluster sets its thread's clock before it has hosts");
-    epoch_ns + began.elapsed().as_nanos() as u64
+/// What every simulated node is told beside its file.
+fn thresholds() -> Thresholds {
+    Thresholds { timings: Some(timings()), quarantine: Some(QUARANTINE) }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::sleep;
+
     use super::*;
+
+    fn two() -> Cluster {
+        Cluster::new(2, 42, History::begin(0)).unwrap()
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_crash_leaves_no_task_behind() {
-        let mut cluster = Cluster::new(2, 1_700_000_000_000_000_000).unwrap();
+        let mut cluster = two();
         for host in 0..2 {
             cluster.start(host).await.unwrap();
         }
-        cluster.quiet().await.unwrap();
-        cluster.hosts[1].attach(NetworkId::random(), AppId::random()).unwrap().await.unwrap();
+        let attach = |cluster: &mut Cluster| {
+            let web = "web".parse().unwrap();
+            cluster.attach(1, NetworkId::random(), AppId::random(), web, None).unwrap();
+        };
+        attach(&mut cluster);
+        while cluster.books.in_flight() > 0 {
+            sleep(Duration::from_millis(50)).await;
+            cluster.collect().unwrap();
+        }
+        assert_eq!(cluster.books.promises.len(), 1);
+        attach(&mut cluster);
         let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
         assert!(tasks() > 2, "two agents have tasks");
         cluster.crash(0);
         cluster.crash(1);
+        assert_eq!(cluster.books.in_flight(), 0, "a crash takes its calls along");
         // What is on its way arrives nowhere.
         sleep(Duration::from_millis(100)).await;
         assert_eq!(tasks(), 0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_wall_clock_goes_with_virtual_time() {
-        let _cluster = Cluster::new(1, 42).unwrap();
+    async fn every_machine_has_its_own_wall_clock() {
+        let cluster = two();
         sleep(Duration::from_secs(3)).await;
-        assert_eq!(wall_clock_ns(), 42 + 3_000_000_000);
+        cluster.hosts[1].clock.jump(-2);
+        let read = |host: usize| (cluster.hosts[host].clock.wall())();
+        assert_eq!(read(0), 42 + 3_000_000_000);
+        assert_eq!(read(1), 42 + 1_000_000_000);
     }
 }

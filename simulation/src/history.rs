@@ -7,8 +7,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How many events are kept to be read.
-const KEPT: usize = 40;
 /// FNV-1a, 64 bits.
 const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 const FNV_PRIME: u64 = 0x100_0000_01b3;
@@ -19,37 +17,31 @@ pub struct History(Arc<Mutex<Events>>);
 
 struct Events {
     began: Instant,
-    latest: Instant,
     hash: u64,
     count: u64,
+    kept: usize,
     last: VecDeque<String>,
 }
 
 impl History {
-    /// Begins now, by tokio's clock.
-    pub fn begin() -> History {
-        let now = Instant::now();
-        let events = Events { began: now, latest: now, hash: FNV_OFFSET, count: 0, last: VecDeque::new() };
+    /// Begins now, by tokio's clock; so many events are kept to be read.
+    pub fn begin(kept: usize) -> History {
+        let last = VecDeque::new();
+        let events = Events { began: Instant::now(), hash: FNV_OFFSET, count: 0, kept, last };
         History(Arc::new(Mutex::new(events)))
     }
 
     /// Something happened now.
     pub fn note(&self, what: impl Display) {
         let mut events = self.events();
-        events.latest = Instant::now();
-        let at = events.latest - events.began;
+        let at = events.began.elapsed();
         let line = format!("{:>12.6} s  {what}", at.as_secs_f64());
         events.hash = fnv(fnv(events.hash, &at.as_nanos().to_be_bytes()), line.as_bytes());
         events.count += 1;
-        if events.last.len() == KEPT {
+        events.last.push_back(line);
+        if events.last.len() > events.kept {
             events.last.pop_front();
         }
-        events.last.push_back(line);
-    }
-
-    /// How long nothing has happened.
-    pub fn silence(&self) -> Duration {
-        self.events().latest.elapsed()
     }
 
     /// How long the run has lasted.
@@ -77,9 +69,20 @@ impl History {
     }
 }
 
-/// The hash of some text alone.
-pub fn hash_of(text: &str) -> u64 {
-    fnv(FNV_OFFSET, text.as_bytes())
+/// A hash that grows with what is added; the same in every process.
+pub struct Fingerprint(pub u64);
+
+impl Default for Fingerprint {
+    fn default() -> Fingerprint {
+        Fingerprint(FNV_OFFSET)
+    }
+}
+
+impl Fingerprint {
+    /// Adds something.
+    pub fn add(&mut self, bytes: &[u8]) {
+        self.0 = fnv(self.0, bytes);
+    }
 }
 
 fn fnv(hash: u64, bytes: &[u8]) -> u64 {

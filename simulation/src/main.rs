@@ -8,8 +8,12 @@ mod cluster;
 mod entropy;
 mod history;
 mod laws;
+mod operation;
+mod random;
+mod scenario;
 mod seeds;
-mod story;
+mod stage;
+mod veteran;
 
 use std::io::{self, Write as _};
 use std::ops::RangeInclusive;
@@ -19,8 +23,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser;
+use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
 
 use cluster::Cluster;
+use history::History;
+use scenario::Scenario;
+use stage::Stage;
 
 /// Simulated hosts allocate a lot, and libc's allocator took a fifth of the time.
 #[global_allocator]
@@ -29,18 +38,42 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Parser)]
 #[command(about = "Runs the node on a simulated region and checks its laws")]
 struct Arguments {
-    /// Hosts of the region
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
-    hosts: u16,
+    /// Hosts of the region; without it the seed draws 5 to 50, and a scenario has its own number
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    hosts: Option<u16>,
     /// The history to run
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Run all of A..B, both included, on all cores
     #[arg(long, value_name = "A..B", value_parser = seeds::parse, conflicts_with = "seed")]
     seeds: Option<RangeInclusive<u64>>,
-    /// How long a history lasts at least, in virtual seconds
-    #[arg(long, value_name = "T", default_value_t = 180)]
+    /// A scenario by name instead of one drawn from the seed
+    #[arg(long, value_name = "NAME", value_parser = named)]
+    scenario: Option<&'static Scenario>,
+    /// How long a drawn scenario disturbs the region, in virtual seconds
+    #[arg(long, value_name = "T", default_value_t = 60)]
     virtual_seconds: u64,
+    /// How many of the last events are printed when a law is broken
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    events: usize,
+}
+
+fn named(name: &str) -> Result<&'static Scenario, String> {
+    scenario::find(name).ok_or_else(|| {
+        let names: Vec<_> =
+            scenario::SCENARIOS.iter().map(|s| format!("{:16} {}", s.name, s.about)).collect();
+        format!("there are\n  {}", names.join("\n  "))
+    })
+}
+
+impl Arguments {
+    /// What one seed of them is run by.
+    fn again(&self) -> Vec<String> {
+        let hosts = self.hosts.map(|hosts| ["--hosts".to_owned(), hosts.to_string()]);
+        let scenario = self.scenario.map(|scenario| ["--scenario".to_owned(), scenario.name.to_owned()]);
+        let lasting = ["--virtual-seconds".to_owned(), self.virtual_seconds.to_string()];
+        hosts.into_iter().chain(scenario).chain([lasting]).flatten().collect()
+    }
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -48,11 +81,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let filter = tracing_subscriber::EnvFilter::from_default_env();
     tracing_subscriber::fmt().without_time().with_env_filter(filter).with_writer(io::stderr).init();
     match arguments.seeds.clone() {
-        Some(seeds) => {
-            let common = ["--hosts", &arguments.hosts.to_string()].map(str::to_owned);
-            let lasting = ["--virtual-seconds", &arguments.virtual_seconds.to_string()].map(str::to_owned);
-            seeds::run_all(seeds, &[common, lasting].concat())
-        }
+        Some(seeds) => seeds::run_all(seeds, &arguments.again()),
         None => run(arguments),
     }
 }
@@ -67,7 +96,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         eprintln!("seed {seed}: a panic breaks every law");
         process::exit(1);
     }));
-    let thread = thread::Builder::new().name(format!("seed {seed}"));
+    let thread = thread::Builder::new().name(format!("seed {seed}")).stack_size(STACK_BYTES);
     let told = thread.spawn(move || {
         entropy::seed(seed);
         let runtime =
@@ -77,29 +106,51 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     told.join().unwrap_or_else(|_| unreachable!("a panic ends the process"))
 }
 
-async fn tell(Arguments { hosts, seed, virtual_seconds, .. }: &Arguments) -> anyhow::Result<ExitCode> {
+/// Unoptimised futures of a whole agent are long.
+const STACK_BYTES: usize = 16 << 20;
+
+async fn tell(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let seed = arguments.seed;
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let drawn = random::hosts(&mut rng);
+    let hosts =
+        arguments.hosts.unwrap_or_else(|| arguments.scenario.map_or(drawn, |scenario| scenario.hosts));
     // Some time after 2023, another one for each seed.
     let epoch_ns = (1_700_000_000 + seed % 100_000_000) * 1_000_000_000;
-    let mut cluster = Cluster::new(*hosts, epoch_ns)?;
-    let told = story::tell(&mut cluster, *seed, Duration::from_secs(*virtual_seconds)).await;
-    cluster.note_traffic();
-    let history = &cluster.history;
-    let summary = format!(
-        "seed {seed}: {:.6} virtual s, {hosts} hosts, {} events, history {:016x}",
-        history.elapsed().as_secs_f64(),
-        history.count(),
-        history.hash()
-    );
+    let mut stage = Stage::new(Cluster::new(hosts, epoch_ns, History::begin(arguments.events))?);
+    let told = match arguments.scenario {
+        Some(scenario) => stage.play((scenario.script)(usize::from(hosts))).await,
+        None => random::play(&mut stage, &mut rng, Duration::from_secs(arguments.virtual_seconds)).await,
+    };
+    stage.cluster.note_traffic();
     let mut out = io::stdout().lock();
     match told {
         Ok(()) => {
-            writeln!(out, "{summary}").context("stdout")?;
+            writeln!(out, "{}", summary(&stage, seed)).context("stdout")?;
             Ok(ExitCode::SUCCESS)
         }
         Err(broken) => {
-            write!(out, "{}seed {seed}: {broken:#}\n{summary}\n", history.last()).context("stdout")?;
-            writeln!(out, "again: --hosts {hosts} --seed {seed} --virtual-seconds {virtual_seconds}")?;
+            let last = stage.cluster.history.last();
+            write!(out, "{last}seed {seed}: {broken:#}\n{}\n", summary(&stage, seed)).context("stdout")?;
+            writeln!(out, "again: simulation --seed {seed} {}", arguments.again().join(" "))?;
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+fn summary(stage: &Stage, seed: u64) -> String {
+    let (history, books) = (&stage.cluster.history, &stage.cluster.books);
+    let settled = stage.settled.iter().max().copied().unwrap_or_default();
+    format!(
+        "seed {seed}: {:.1} virtual s, {} hosts, {} attaches ({} refused, slowest {:.1} s), settled within {:.1} s, \
+         {} events, history {:016x}",
+        history.elapsed().as_secs_f64(),
+        stage.cluster.hosts.len(),
+        books.acknowledged,
+        books.refused.len(),
+        books.slowest.as_secs_f64(),
+        settled.as_secs_f64(),
+        history.count(),
+        history.hash()
+    )
 }

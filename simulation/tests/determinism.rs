@@ -8,7 +8,10 @@ use std::thread;
 /// What a seed prints, its hash over all that happened included.
 fn history(seed: u64) -> String {
     let mut simulation = Command::new(env!("CARGO_BIN_EXE_simulation"));
-    let output = simulation.args(["--hosts", "4", "--seed", &seed.to_string()]).output().unwrap();
+    let output = simulation
+        .args(["--hosts", "4", "--scenario", "life", "--seed", &seed.to_string()])
+        .output()
+        .unwrap();
     let printed = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{printed}");
     printed
@@ -32,7 +35,7 @@ fn another_seed_gives_another_history() {
 #[test]
 fn seeds_are_run_side_by_side_and_told_in_order() {
     let mut simulation = Command::new(env!("CARGO_BIN_EXE_simulation"));
-    let output = simulation.args(["--hosts", "2", "--seeds", "7..9"]).output().unwrap();
+    let output = simulation.args(["--hosts", "3", "--scenario", "life", "--seeds", "7..9"]).output().unwrap();
     let printed = String::from_utf8(output.stdout).unwrap();
     let starts: Vec<&str> = printed.lines().filter_map(|line| line.split(':').next()).collect();
     assert_eq!(starts, ["seed 7", "seed 8", "seed 9", "3 seeds, every law held"]);

@@ -1,0 +1,304 @@
+//! The oracle's own books: what was asked, what was promised, and how it ended. Nothing in them comes from a
+//! view; what a member is called and which key it has is copied from the answer of its attach.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{bail, ensure};
+use gossip::id::{AppId, MemberId, NetworkId, ProcessType};
+use node::attach::{Call, Refusal};
+use node::store::Entry;
+use tokio::time::Instant;
+
+use super::{Host, QUARANTINE};
+use crate::history::History;
+
+/// The longest an attach may take, its wait for other hosts included (design §5: 15 s and 250 ms).
+const ATTACH_BOUND: Duration = Duration::from_millis(17_000);
+
+/// A call to attach.
+pub struct Attempt {
+    /// The machine.
+    pub host: usize,
+    /// What is asked.
+    pub call: Call,
+    /// The container's namespace.
+    pub path: PathBuf,
+    /// When it was asked.
+    pub began: Instant,
+}
+
+/// An acknowledged attach that holds until its member is detached or its container ends.
+#[derive(Clone)]
+pub struct Promise {
+    /// The machine.
+    pub host: usize,
+    /// As acknowledged.
+    pub entry: Entry,
+    /// The container's namespace.
+    pub path: PathBuf,
+    /// When it was asked for.
+    pub began: Instant,
+    /// When it was acknowledged.
+    pub since: Instant,
+    /// How often its address or number has changed.
+    pub moves: usize,
+    /// A detach has begun, or failed: it is a member or it is not.
+    pub leaving: bool,
+}
+
+/// Why a member ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It was detached.
+    Detached,
+    /// Its container ended.
+    Died,
+    /// Its machine is no more.
+    Scrapped,
+}
+
+/// A member that is none any more.
+#[derive(Clone)]
+pub struct Ended {
+    /// What it was.
+    pub promise: Promise,
+    /// Why it ended.
+    pub why: End,
+    /// When.
+    pub at: Instant,
+}
+
+/// What a member's container runs, by any agent's journal: known from its claim on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// Its network.
+    pub network: NetworkId,
+    /// Its app.
+    pub app: AppId,
+    /// Its process type.
+    pub process: ProcessType,
+}
+
+/// What tasks tell the books.
+#[derive(Default)]
+pub struct Shared {
+    /// What calls came to, and when.
+    outcomes: Vec<(u64, Instant, Outcome)>,
+    /// What every member ever claimed runs.
+    pub(super) origins: BTreeMap<MemberId, Origin>,
+    /// When an agent last saw another set of hosts answer.
+    pub(super) stirred: Option<Instant>,
+}
+
+enum Outcome {
+    Attached(Result<Box<Entry>, Refusal>),
+    Detached(Result<(), Refusal>),
+}
+
+enum Asked {
+    Attach { host: usize, path: PathBuf, began: Instant },
+    Detach { host: usize, member: MemberId, began: Instant },
+}
+
+impl Asked {
+    fn host(&self) -> usize {
+        match self {
+            Asked::Attach { host, .. } | Asked::Detach { host, .. } => *host,
+        }
+    }
+}
+
+/// Where a call tells its outcome.
+pub struct Teller {
+    call: u64,
+    shared: Arc<Mutex<Shared>>,
+}
+
+impl Teller {
+    pub(super) fn attached(self, result: Result<Entry, Refusal>) {
+        self.tell(Outcome::Attached(result.map(Box::new)));
+    }
+
+    pub(super) fn detached(self, result: Result<(), Refusal>) {
+        self.tell(Outcome::Detached(result));
+    }
+
+    fn tell(self, outcome: Outcome) {
+        lock(&self.shared).outcomes.push((self.call, Instant::now(), outcome));
+    }
+}
+
+/// What was asked and what came of it.
+pub struct Books {
+    /// Every member that is one.
+    pub promises: BTreeMap<MemberId, Promise>,
+    /// Members that ended, in order.
+    pub ended: Vec<Ended>,
+    /// Attaches that were refused, with the host and the time they took.
+    pub refused: Vec<(usize, Refusal, Duration)>,
+    /// How many attaches were acknowledged.
+    pub acknowledged: usize,
+    /// The longest an acknowledged attach has taken.
+    pub slowest: Duration,
+    /// Members just acknowledged, not yet looked at by the laws.
+    pub fresh: BTreeSet<MemberId>,
+    pub(super) shared: Arc<Mutex<Shared>>,
+    asked: BTreeMap<u64, Asked>,
+    calls: u64,
+}
+
+impl Books {
+    pub(super) fn new() -> Books {
+        Books {
+            promises: BTreeMap::new(),
+            ended: Vec::new(),
+            refused: Vec::new(),
+            acknowledged: 0,
+            slowest: Duration::ZERO,
+            fresh: BTreeSet::new(),
+            shared: Arc::default(),
+            asked: BTreeMap::new(),
+            calls: 0,
+        }
+    }
+
+    pub(super) fn begin(&mut self, attempt: &Attempt) -> Teller {
+        let Attempt { host, path, began, .. } = attempt;
+        self.ask(Asked::Attach { host: *host, path: path.clone(), began: *began })
+    }
+
+    pub(super) fn begin_detach(&mut self, member: &MemberId) -> Teller {
+        let host = self.promises.get_mut(member).map_or(0, |promise| {
+            promise.leaving = true;
+            promise.host
+        });
+        self.ask(Asked::Detach { host, member: member.clone(), began: Instant::now() })
+    }
+
+    fn ask(&mut self, asked: Asked) -> Teller {
+        self.calls += 1;
+        self.asked.insert(self.calls, asked);
+        Teller { call: self.calls, shared: self.shared.clone() }
+    }
+
+    /// How many calls have no outcome yet.
+    pub fn in_flight(&self) -> usize {
+        self.asked.len()
+    }
+
+    /// What a member's container runs.
+    pub fn origin(&self, member: &MemberId) -> Option<Origin> {
+        lock(&self.shared).origins.get(member).cloned()
+    }
+
+    /// When an agent last saw another set of hosts answer.
+    pub fn stirred(&self) -> Option<Instant> {
+        lock(&self.shared).stirred
+    }
+
+    /// The calls of an agent that ended: nobody gets an answer, and what was answered was answered.
+    pub(super) fn calls_ended(&mut self, host: usize) {
+        let answered: BTreeSet<u64> = lock(&self.shared).outcomes.iter().map(|(call, ..)| *call).collect();
+        self.asked.retain(|call, asked| asked.host() != host || answered.contains(call));
+    }
+
+    /// Every container of a machine ended.
+    pub(super) fn host_ended(&mut self, host: usize, why: End) {
+        let members: Vec<MemberId> =
+            self.promises.iter().filter(|(_, p)| p.host == host).map(|(m, _)| m.clone()).collect();
+        members.iter().for_each(|member| self.end(member, why));
+    }
+
+    pub(super) fn end(&mut self, member: &MemberId, why: End) {
+        if let Some(promise) = self.promises.remove(member) {
+            self.ended.push(Ended { promise, why, at: Instant::now() });
+        }
+    }
+
+    /// Takes in what tasks have told since the last time. An attach beyond its bound breaks a law.
+    pub(super) fn collect(&mut self, history: &History, hosts: &[Host]) -> anyhow::Result<()> {
+        let outcomes = std::mem::take(&mut lock(&self.shared).outcomes);
+        for (call, at, outcome) in outcomes {
+            match (self.asked.remove(&call), outcome) {
+                (Some(Asked::Attach { host, path, began, .. }), Outcome::Attached(result)) => {
+                    self.attached(host, path, (began, at), result, history, hosts)?;
+                }
+                (Some(Asked::Detach { host, member, .. }), Outcome::Detached(Ok(()))) => {
+                    history.note(format_args!("{} detached {member}", hosts[host].label()));
+                    self.end(&member, End::Detached);
+                }
+                (Some(Asked::Detach { host, member, .. }), Outcome::Detached(Err(refusal))) => {
+                    history.note(format_args!("{} did not detach {member}: {refusal}", hosts[host].label()));
+                }
+                _ => {}
+            }
+        }
+        for asked in self.asked.values() {
+            let (Asked::Attach { began, host, .. } | Asked::Detach { began, host, .. }) = asked;
+            let within = began.elapsed() <= 2 * ATTACH_BOUND;
+            ensure!(within, "law 7 broken: a call on {} has no end", hosts[*host].label());
+        }
+        Ok(())
+    }
+
+    fn attached(
+        &mut self,
+        host: usize,
+        path: PathBuf,
+        (began, at): (Instant, Instant),
+        result: Result<Box<Entry>, Refusal>,
+        history: &History,
+        hosts: &[Host],
+    ) -> anyhow::Result<()> {
+        let label = hosts[host].label();
+        let took = at - began;
+        match result {
+            Ok(entry) => {
+                let Entry { member, address, ordinal, .. } = &*entry;
+                history.note(format_args!("{label} attached {member}: {address}, ordinal {ordinal:?}"));
+                self.slowest = self.slowest.max(took);
+                self.acknowledged += 1;
+                if self.promises.contains_key(member) {
+                    bail!("law 4 broken: two attaches were acknowledged as {member}");
+                }
+                self.fresh.insert(member.clone());
+                let member = member.clone();
+                let promise = Promise {
+                    host,
+                    entry: *entry,
+                    path,
+                    began,
+                    since: Instant::now(),
+                    moves: 0,
+                    leaving: false,
+                };
+                self.promises.insert(member, promise);
+            }
+            Err(refusal) => {
+                history.note(format_args!("{label} refused an attach: {refusal}"));
+                hosts[host].kernel.stop_container(&path);
+                self.refused.push((host, refusal, took));
+            }
+        }
+        ensure!(took <= ATTACH_BOUND, "law 7 broken: an attach on {label} took {took:?}");
+        Ok(())
+    }
+
+    /// Addresses that rest after a detach, at most so long ago as they must.
+    pub fn resting(&self, network: NetworkId) -> BTreeSet<Ipv4Addr> {
+        let rests = |ended: &&Ended| {
+            ended.promise.entry.network == network
+                && ended.why == End::Detached
+                && ended.at.elapsed() < QUARANTINE
+        };
+        self.ended.iter().filter(rests).map(|ended| ended.promise.entry.address).collect()
+    }
+}
+
+pub(super) fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,98 @@
+//! What an agent sees, noted whenever it changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use gossip::id::{HostId, MemberId, NetworkId};
+use node::agent::Snapshot;
+use resolver::Zone;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::books::{Origin, Shared, lock};
+use crate::history::{Fingerprint, History};
+
+/// Notes what the agent of `host` sees whenever that changes, for ever.
+pub(super) async fn follow(
+    label: String,
+    mut snapshots: watch::Receiver<Snapshot>,
+    history: History,
+    shared: Arc<Mutex<Shared>>,
+) {
+    let mut last = 0;
+    let mut answering = BTreeSet::new();
+    let mut known = BTreeSet::new();
+    let mut zones = Zones::default();
+    loop {
+        let snapshot = snapshots.borrow_and_update().clone();
+        note_origins(&snapshot, &mut known, &shared);
+        let now: BTreeSet<HostId> = snapshot.view.answering().map(|(id, _)| id.clone()).collect();
+        if now != answering {
+            lock(&shared).stirred = Some(Instant::now());
+            answering = now;
+        }
+        let seen = fingerprint(&snapshot, &mut zones);
+        if seen != last {
+            history.note(format_args!("{label} sees {}", describe(&snapshot, seen)));
+            last = seen;
+        }
+        drop(snapshot);
+        if snapshots.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn note_origins(snapshot: &Snapshot, known: &mut BTreeSet<MemberId>, shared: &Mutex<Shared>) {
+    for entry in snapshot.journal.all() {
+        if known.insert(entry.member.clone()) {
+            let origin = Origin { network: entry.network, app: entry.app, process: entry.process.clone() };
+            lock(shared).origins.insert(entry.member.clone(), origin);
+        }
+    }
+}
+
+/// Each zone's fingerprint, as long as it is the same zone.
+type Zones = BTreeMap<NetworkId, (Arc<Zone>, u64)>;
+
+fn fingerprint(snapshot: &Snapshot, zones: &mut Zones) -> u64 {
+    let view = &snapshot.view;
+    let mut print = Fingerprint::default();
+    print.add(&[u8::from(view.whole), u8::from(view.cut_off), u8::from(view.twin.is_some())]);
+    for (id, host) in &view.hosts {
+        print.add(id.as_str().as_bytes());
+        print.add(&host.generation.to_be_bytes());
+        print.add(&host.version.to_be_bytes());
+        print.add(host.standing.as_str().as_bytes());
+    }
+    zones.retain(|network, _| snapshot.zones.contains_key(network));
+    for (network, zone) in &*snapshot.zones {
+        let known = zones.get(network).filter(|(last, _)| Arc::ptr_eq(last, zone));
+        let names = known.map_or_else(|| fingerprint_of_names(zone), |(_, names)| *names);
+        zones.insert(*network, (zone.clone(), names));
+        print.add(&names.to_be_bytes());
+    }
+    print.0
+}
+
+fn fingerprint_of_names(zone: &Zone) -> u64 {
+    let mut print = Fingerprint::default();
+    for name in zone.names() {
+        print.add(name.name.as_bytes());
+        name.addresses.iter().for_each(|address| print.add(&address.octets()));
+    }
+    print.0
+}
+
+fn describe(snapshot: &Snapshot, seen: u64) -> String {
+    let view = &snapshot.view;
+    format!(
+        "{} of {} hosts answer, {} members{}{}{} ({seen:016x})",
+        view.answering().count(),
+        view.hosts.len(),
+        view.members().count(),
+        if view.whole { "" } else { ", not whole" },
+        if view.cut_off { ", cut off" } else { "" },
+        if view.twin.is_some() { ", fenced" } else { "" },
+    )
+}

@@ -1,0 +1,133 @@
+//! What the network does to messages, and since when.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use gossip::memory::{Link, MemoryNetwork};
+use tokio::time::Instant;
+
+/// The network's faults, with what the laws need to know of them.
+pub struct Weather {
+    /// The network itself.
+    pub network: MemoryNetwork,
+    /// What all links do but for cuts and slow hosts.
+    sky: Link,
+    /// Directed links over which nothing passes.
+    cuts: BTreeSet<(usize, usize)>,
+    /// Since when there are any.
+    cut_since: Option<Instant>,
+    /// When a link between two machines last changed, by the lower and the higher number.
+    changed: BTreeMap<(usize, usize), Instant>,
+    /// Machines all of whose messages take longer.
+    slow: BTreeMap<usize, Duration>,
+    /// When any link last changed.
+    last: Option<Instant>,
+    /// When anything last happened that may move a judge or hide a claim.
+    stirred: Instant,
+}
+
+impl Weather {
+    pub(super) fn new(network: MemoryNetwork) -> Weather {
+        Weather {
+            network,
+            sky: Link::default(),
+            cuts: BTreeSet::new(),
+            cut_since: None,
+            changed: BTreeMap::new(),
+            slow: BTreeMap::new(),
+            last: None,
+            stirred: Instant::now(),
+        }
+    }
+
+    /// Something happened that may move a judge or hide a claim.
+    pub fn stir(&mut self) {
+        self.stirred = Instant::now();
+    }
+
+    /// When that was.
+    pub fn stirred(&self) -> Instant {
+        self.stirred
+    }
+
+    /// Whether all messages travel as they should.
+    pub fn is_fair(&self) -> bool {
+        !self.is_rough() && self.cuts.is_empty()
+    }
+
+    /// Whether messages are lost, late or out of order beyond what cuts do.
+    pub fn is_rough(&self) -> bool {
+        self.sky != Link::default() || !self.slow.is_empty()
+    }
+
+    /// Which share of all messages never arrives.
+    pub fn loss(&self) -> f64 {
+        if self.sky.loss_delay.is_none() { self.sky.loss } else { 0.0 }
+    }
+
+    /// Lets nothing pass from one machine to another.
+    pub fn cut(&mut self, (from, at): (usize, SocketAddr), (to, there): (usize, SocketAddr)) {
+        self.network.cut(at, there);
+        self.cuts.insert((from, to));
+        self.cut_since.get_or_insert_with(Instant::now);
+        self.change(from, to);
+    }
+
+    /// Lets everything pass between all machines again; loss and delays stay.
+    pub fn mend(&mut self) {
+        self.network.heal();
+        self.cut_since = None;
+        for (from, to) in std::mem::take(&mut self.cuts) {
+            self.change(from, to);
+        }
+    }
+
+    fn change(&mut self, a: usize, b: usize) {
+        self.changed.insert((a.min(b), a.max(b)), Instant::now());
+        self.last = Some(Instant::now());
+        self.stir();
+    }
+
+    /// From now on all links are so.
+    pub fn set_sky(&mut self, sky: Link) {
+        self.network.set_links(sky.clone());
+        self.sky = sky;
+        self.last = Some(Instant::now());
+        self.stir();
+    }
+
+    /// Makes all messages from and to a machine take so much longer; not at zero.
+    pub fn set_slow(&mut self, (host, at): (usize, SocketAddr), longer: Duration) {
+        if longer.is_zero() {
+            self.network.set_slow(at, None);
+            self.slow.remove(&host);
+        } else {
+            self.network.set_slow(at, Some(longer));
+            self.slow.insert(host, longer);
+        }
+        self.last = Some(Instant::now());
+        self.stir();
+    }
+
+    /// Whether messages pass both ways between two machines.
+    pub fn is_open(&self, a: usize, b: usize) -> bool {
+        !self.cuts.contains(&(a, b)) && !self.cuts.contains(&(b, a))
+    }
+
+    /// Since when messages pass both ways between two machines, of which neither is slow; none while not.
+    pub fn open_since(&self, a: usize, b: usize) -> Option<Option<Instant>> {
+        let slow = self.slow.contains_key(&a) || self.slow.contains_key(&b);
+        (self.is_open(a, b) && !slow).then(|| self.changed.get(&(a.min(b), a.max(b))).copied())
+    }
+
+    /// Since when there is a link over which nothing passes.
+    pub fn cut_since(&self) -> Option<Instant> {
+        self.cut_since
+    }
+
+    /// When any link last changed.
+    pub fn last_change(&self) -> Option<Instant> {
+        self.last
+    }
+}

@@ -1,0 +1,238 @@
+//! Who holds what, worked out from records alone.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use gossip::View;
+use gossip::id::{HostId, MemberId, NetworkId};
+use gossip::record::{MemberRecord, MemberState, NetworkRecord};
+use gossip::standing::Standing;
+use tokio::time::Instant;
+
+use crate::cluster::{Cluster, Promise, timings};
+
+/// A member as a view has it.
+#[derive(Clone, Copy)]
+pub struct Seen<'v> {
+    pub host: &'v HostId,
+    pub standing: Standing,
+    pub network: NetworkId,
+    pub member: &'v MemberId,
+    pub record: &'v MemberRecord,
+}
+
+/// The live members of a view: joining or ready, on a host that is not gone.
+pub fn live(view: &View) -> impl Iterator<Item = Seen<'_>> {
+    view.members().filter(|(.., record)| record.state != MemberState::Released).map(
+        |(host, standing, network, member, record)| Seen {
+            host,
+            standing,
+            network: *network,
+            member,
+            record,
+        },
+    )
+}
+
+/// Who holds each address of a view: the lowest (counter, host, member) of its live members.
+pub fn holders(view: &View) -> BTreeMap<(NetworkId, Ipv4Addr), Seen<'_>> {
+    let mut holders: BTreeMap<(NetworkId, Ipv4Addr), Seen<'_>> = BTreeMap::new();
+    let age = |seen: &Seen<'_>| (seen.record.counter, seen.host.clone(), seen.member.clone());
+    for seen in live(view) {
+        let holder = holders.entry((seen.network, seen.record.address)).or_insert(seen);
+        if age(&seen) < age(holder) {
+            *holder = seen;
+        }
+    }
+    holders
+}
+
+/// Who holds each ordinal of a view.
+pub fn numbered(view: &View) -> BTreeMap<(NetworkId, String, u32), Seen<'_>> {
+    let mut numbered: BTreeMap<(NetworkId, String, u32), Seen<'_>> = BTreeMap::new();
+    let age = |seen: &Seen<'_>| (seen.record.counter, seen.host.clone(), seen.member.clone());
+    for seen in live(view) {
+        let Some(number) = seen.record.ordinal else { continue };
+        let key = (seen.network, format!("{}.{}", seen.record.process, seen.record.app), number);
+        let holder = numbered.entry(key).or_insert(seen);
+        if age(&seen) < age(holder) {
+            *holder = seen;
+        }
+    }
+    numbered
+}
+
+/// Since when nothing happened that may move a judge or hide a claim; none while something does.
+pub fn calm_since(cluster: &Cluster) -> Option<Instant> {
+    let seen = cluster.books.stirred();
+    cluster
+        .weather
+        .is_fair()
+        .then(|| seen.map_or(cluster.weather.stirred(), |s| s.max(cluster.weather.stirred())))
+}
+
+fn was_calm(cluster: &Cluster, at: Instant) -> bool {
+    calm_since(cluster).is_some_and(|since| since + 2 * timings().hold <= at)
+}
+
+/// What was just acknowledged was nobody's when it was asked for, provided that all was calm (law 2), and was not
+/// at rest, provided that anything else was left.
+pub fn fresh_claims_are_free(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let fresh = std::mem::take(&mut cluster.books.fresh);
+    for member in fresh {
+        let Some(new) = cluster.books.promises.get(&member) else { continue };
+        if !was_calm(cluster, new.began) {
+            continue;
+        }
+        for (other, promise) in &cluster.books.promises {
+            if *other != member {
+                ensure_apart(cluster, (&member, new), (other, promise))?;
+            }
+        }
+        let rests = cluster.books.resting(new.entry.network).contains(&new.entry.address);
+        ensure!(
+            !rests || is_full(cluster, new),
+            "{} was given to {member} while it rests",
+            new.entry.address
+        );
+    }
+    Ok(())
+}
+
+fn ensure_apart(
+    cluster: &Cluster,
+    (member, new): (&MemberId, &Promise),
+    (other, old): (&MemberId, &Promise),
+) -> anyhow::Result<()> {
+    let (a, b) = (&new.entry, &old.entry);
+    if a.network != b.network {
+        return Ok(());
+    }
+    let at = |promise: &Promise| cluster.hosts[promise.host].label();
+    let same = a.address == b.address;
+    ensure!(!same, "{} is held by {member} on {} and {other} on {}", a.address, at(new), at(old));
+    let numbers = (a.app, &a.process, a.ordinal) == (b.app, &b.process, b.ordinal) && a.ordinal.is_some();
+    ensure!(
+        !numbers || old.leaving,
+        "number {:?} is held by {member} on {} and {other} on {}",
+        a.ordinal,
+        at(new),
+        at(old)
+    );
+    Ok(())
+}
+
+/// Whether a network may have had nothing free: everything ever claimed there counts.
+fn is_full(cluster: &Cluster, new: &Promise) -> bool {
+    let (network, books) = (new.entry.network, &cluster.books);
+    let live = books.promises.values().filter(|promise| promise.entry.network == network).count();
+    let ended = books.ended.iter().filter(|ended| ended.promise.entry.network == network).count();
+    live + ended + books.refused.len() >= new.entry.claim.subnet.hosts().count()
+}
+
+/// No two live members of any view hold one thing.
+pub fn one_holder_each(cluster: &Cluster) -> anyhow::Result<()> {
+    for (_, host, snapshot) in cluster.live() {
+        let (addresses, ordinals) = (holders(&snapshot.view), numbered(&snapshot.view));
+        for seen in live(&snapshot.view) {
+            let holder = &addresses[&(seen.network, seen.record.address)];
+            if holder.member != seen.member {
+                bail!(
+                    "to {} {} is held by {} and contested by {} on {}",
+                    host.label(),
+                    seen.record.address,
+                    holder.member,
+                    seen.member,
+                    seen.host
+                );
+            }
+            let Some(number) = seen.record.ordinal else { continue };
+            let key = (seen.network, format!("{}.{}", seen.record.process, seen.record.app), number);
+            let holder = &ordinals[&key];
+            // A number its caller chose stays contested until it is free.
+            if holder.member != seen.member && !seen.record.ordinal_chosen {
+                bail!("to {} {number} is held by {} and {}", host.label(), holder.member, seen.member);
+            }
+        }
+        networks_agree(&snapshot.view).with_context(|| host.label())?;
+    }
+    Ok(())
+}
+
+/// All hosts of a network say the same of it, and no two networks have one VNI.
+fn networks_agree(view: &View) -> anyhow::Result<()> {
+    let mut words: BTreeMap<NetworkId, (&HostId, &NetworkRecord)> = BTreeMap::new();
+    let mut vnis: BTreeMap<u32, NetworkId> = BTreeMap::new();
+    for (id, host) in view.hosts.iter().filter(|(_, h)| h.standing.answers()) {
+        for (network, record) in &host.records.networks {
+            let (other, word) = words.entry(*network).or_insert((id, record));
+            ensure!(*word == record, "{id} says {record:?} of {network}, {other} says {word:?}");
+            let same = *vnis.entry(record.vni).or_insert(*network) == *network;
+            ensure!(same, "{network} and another one have VNI {}", record.vni);
+        }
+    }
+    Ok(())
+}
+
+/// A host's records, but for its `host` record: that says how far its counter was at its start, and the host
+/// itself knows better.
+type Records<'v> =
+    (u64, &'v BTreeMap<NetworkId, NetworkRecord>, &'v BTreeMap<(NetworkId, MemberId), MemberRecord>);
+
+/// All views have the same records of every host that answers.
+pub fn views_are_equal(cluster: &Cluster) -> anyhow::Result<()> {
+    let snapshots: Vec<_> = cluster.live().collect();
+    let Some(((_, first, expected), rest)) = snapshots.split_first() else { return Ok(()) };
+    let expected = records(&expected.view);
+    for (_, host, snapshot) in rest {
+        let found = records(&snapshot.view);
+        for (id, records) in &expected {
+            let other = found.get(id);
+            ensure!(
+                other == Some(records),
+                "of {id} {} has {records:#?}\n{} has {other:#?}",
+                first.label(),
+                host.label()
+            );
+        }
+        let more = found.keys().find(|id| !expected.contains_key(*id));
+        ensure!(more.is_none(), "{} has {more:?}, {} has not", host.label(), first.label());
+    }
+    Ok(())
+}
+
+fn records(view: &View) -> BTreeMap<&HostId, Records<'_>> {
+    let answering = view.hosts.iter().filter(|(_, host)| host.standing.answers());
+    answering.map(|(id, h)| (id, (h.generation, &h.records.networks, &h.records.members))).collect()
+}
+
+/// Every record is a live member's that was promised: no released one is left, and nothing is held for nobody.
+pub fn held_is_live(cluster: &Cluster) -> anyhow::Result<()> {
+    for (_, host, snapshot) in cluster.live() {
+        for (id, standing, _, member, record) in snapshot.view.members() {
+            let promised = cluster.books.promises.contains_key(member);
+            let kept = promised && record.state == MemberState::Ready;
+            // A dead host cannot take its records back.
+            ensure!(
+                kept || !standing.answers() || standing == Standing::Away,
+                "{} still has {member} of {id}: {:?} with {}",
+                host.label(),
+                record.state,
+                record.address
+            );
+        }
+    }
+    Ok(())
+}
+
+/// How long the region takes at most to settle after its last fault (law 3): ten intervals, and what was missed
+/// at 0.4 MB/s.
+pub fn law_3_bound(cluster: &Cluster) -> Duration {
+    const RECORD_BYTES: u64 = 400;
+    const BYTES_PER_SECOND: u64 = 400_000;
+    let records = cluster.live().map(|(_, _, s)| s.view.members().count()).max().unwrap_or(0) as u64;
+    10 * crate::cluster::INTERVAL
+        + Duration::from_secs_f64((records * RECORD_BYTES) as f64 / BYTES_PER_SECOND as f64)
+}

@@ -1,0 +1,90 @@
+//! Names: what a zone must answer, worked out from records, and from promises.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use anyhow::ensure;
+use gossip::View;
+use gossip::id::NetworkId;
+use gossip::record::{MemberRecord, MemberState};
+use gossip::standing::Standing;
+use resolver::Zone;
+
+use super::claims::{holders, numbered};
+use crate::cluster::{Cluster, Life};
+
+type Names = BTreeMap<String, BTreeSet<Ipv4Addr>>;
+
+const ZONE: &str = "private-network.internal";
+
+/// Every zone holds exactly the ready members of its agent's view that hold their address, on hosts that answer;
+/// where the agent is cut off, on dead hosts too.
+pub fn follow_the_view(cluster: &Cluster) -> anyhow::Result<()> {
+    for (_, host, snapshot) in cluster.live() {
+        let expected = of_view(&snapshot.view);
+        for (network, zone) in &*snapshot.zones {
+            let (found, none) = (served(zone), Names::new());
+            let expected = expected.get(network).unwrap_or(&none);
+            ensure!(found == *expected, "{} serves {found:#?}\nits view says {expected:#?}", host.label());
+        }
+    }
+    Ok(())
+}
+
+/// Once quiet the names are those of the members that were promised on hosts that answer.
+pub fn are_those_promised(cluster: &Cluster) -> anyhow::Result<()> {
+    let mut expected: BTreeMap<NetworkId, Names> = BTreeMap::new();
+    for (member, promise) in &cluster.books.promises {
+        let owner = &cluster.hosts[promise.host];
+        if !matches!(owner.life, Life::Up(_) | Life::Away(_)) {
+            continue;
+        }
+        // Its number may have changed in a conflict; its own host knows.
+        let snapshot = owner.snapshot();
+        let entry = snapshot.as_ref().and_then(|s| s.journal.get(member)).unwrap_or(&promise.entry);
+        let names = expected.entry(entry.network).or_default();
+        let record = node::project::record(entry);
+        add(names, entry.network, &record, entry.ordinal);
+    }
+    for (_, host, snapshot) in cluster.live() {
+        for (network, zone) in &*snapshot.zones {
+            let (found, none) = (served(zone), Names::new());
+            let expected = expected.get(network).unwrap_or(&none);
+            ensure!(found == *expected, "{} serves {found:#?}\npromised were {expected:#?}", host.label());
+        }
+    }
+    Ok(())
+}
+
+fn of_view(view: &View) -> BTreeMap<NetworkId, Names> {
+    let numbered = numbered(view);
+    let mut all: BTreeMap<NetworkId, Names> = BTreeMap::new();
+    for seen in holders(view).values() {
+        let answers = seen.standing.answers() || (view.cut_off && seen.standing == Standing::Dead);
+        if !answers || seen.record.state != MemberState::Ready {
+            continue;
+        }
+        let number = seen.record.ordinal.filter(|number| {
+            let key = (seen.network, format!("{}.{}", seen.record.process, seen.record.app), *number);
+            numbered.get(&key).is_some_and(|holder| holder.member == seen.member)
+        });
+        add(all.entry(seen.network).or_default(), seen.network, seen.record, number);
+    }
+    all
+}
+
+fn add(names: &mut Names, network: NetworkId, record: &MemberRecord, number: Option<u32>) {
+    let MemberRecord { app, process, address, .. } = record;
+    let typed = format!("{process}.{app}.{network}.{ZONE}");
+    if process.as_str() == "web" {
+        names.entry(format!("{app}.{network}.{ZONE}")).or_default().insert(*address);
+    }
+    if let Some(number) = number {
+        names.entry(format!("{number}.{typed}")).or_default().insert(*address);
+    }
+    names.entry(typed).or_default().insert(*address);
+}
+
+fn served(zone: &Zone) -> Names {
+    zone.names().into_iter().map(|named| (named.name, named.addresses.into_iter().collect())).collect()
+}

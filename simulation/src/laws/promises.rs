@@ -1,0 +1,127 @@
+//! What was acknowledged holds until it is taken back.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use gossip::id::MemberId;
+use gossip::record::MemberState;
+use netplumb::state::{Key, Mac};
+
+use super::claims::{calm_since, holders};
+use crate::cluster::{Cluster, Host, Life, Promise, timings};
+
+/// How long an emptied state directory may take to be filled again after the join.
+const ADOPTED_WITHIN: Duration = Duration::from_secs(10);
+/// How long a repair may take: an audit of all networks, and the longest pause after an error.
+const REPAIRED_WITHIN: Duration = Duration::from_secs(65);
+
+/// An acknowledged address changes only where a conflict may be, and the books follow.
+pub fn addresses_change_only_in_conflicts(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let mut moved = Vec::new();
+    for (member, promise) in &cluster.books.promises {
+        let Some(snapshot) = cluster.hosts[promise.host].snapshot() else { continue };
+        let Some(entry) = snapshot.journal.get(member) else { continue };
+        if entry.address != promise.entry.address || entry.ordinal != promise.entry.ordinal {
+            moved.push((member.clone(), entry.address, entry.ordinal));
+        }
+    }
+    let calm = calm_since(cluster).is_some_and(|since| since.elapsed() >= 2 * timings().hold + SETTLES);
+    for (member, address, ordinal) in moved {
+        let Some(promise) = cluster.books.promises.get_mut(&member) else { continue };
+        let host = cluster.hosts[promise.host].label();
+        cluster.history.note(format_args!(
+            "{host} re-addressed {member}: {} becomes {address}, {:?} becomes {ordinal:?}",
+            promise.entry.address, promise.entry.ordinal
+        ));
+        ensure!(!calm, "{member} on {host} was {}, is {address}", promise.entry.address);
+        (promise.entry.address, promise.entry.ordinal) = (address, ordinal);
+        promise.moves += 1;
+    }
+    Ok(())
+}
+
+/// How long conflicts from before a calm may still be settled in it (law 3).
+const SETTLES: Duration = Duration::from_secs(10);
+
+/// On its own host an acknowledged member is always one: in the journal, and in the kernel.
+pub fn are_kept_at_home(cluster: &Cluster) -> anyhow::Result<()> {
+    for (member, promise) in cluster.books.promises.iter().filter(|(_, promise)| !promise.leaving) {
+        let host = &cluster.hosts[promise.host];
+        if is_adopting(cluster, host) {
+            continue;
+        }
+        let contested = is_journalled(host, member, promise).with_context(|| host.label())?;
+        let meddled = host.meddled.is_some_and(|at| at.elapsed() < REPAIRED_WITHIN);
+        if !contested && !meddled {
+            is_built(host, member, promise)
+                .with_context(|| format!("{} for {member} with {}", host.label(), promise.entry.address))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a host may not yet know what it had before its state directory was emptied.
+fn is_adopting(cluster: &Cluster, host: &Host) -> bool {
+    let Some(wiped) = host.wiped else { return false };
+    match host.life {
+        Life::Up(since) => {
+            let reached = cluster.weather.last_change().unwrap_or(since);
+            since.max(wiped).max(reached).elapsed() < ADOPTED_WITHIN + host.start_delay_max()
+        }
+        _ => true,
+    }
+}
+
+/// Whether the member is contested: then nothing of it stands until it has another address.
+fn is_journalled(host: &Host, member: &MemberId, promise: &Promise) -> anyhow::Result<bool> {
+    let Some(snapshot) = host.snapshot() else { return Ok(false) };
+    let entry = snapshot.journal.get(member).with_context(|| format!("it does not know {member}"))?;
+    let kept = entry.state == MemberState::Ready && entry.public_key == promise.entry.public_key;
+    ensure!(kept, "it has {member} as {:?} with key {:?}", entry.state, entry.public_key);
+    let holder = holders(&snapshot.view).get(&(entry.network, entry.address)).map(|seen| seen.member.clone());
+    Ok(holder.is_none_or(|holder| holder != *member))
+}
+
+fn is_built(host: &Host, member: &MemberId, promise: &Promise) -> anyhow::Result<()> {
+    let state = host.kernel.state();
+    let network = state.networks.get(&promise.entry.network.to_string());
+    let built = network.and_then(|network| network.members.get(member.as_str()));
+    let built = built.context("its kernel has nothing")?;
+    ensure!(built.binding.is_some(), "its kernel has no binding namespace");
+    let device = built.inside.as_ref().and_then(|inside| inside.device.as_ref());
+    let device = device.context("its kernel has no interface")?;
+    let mac = Mac::of_key(&Key(promise.entry.public_key.0));
+    ensure!(device.mac == Some(mac), "its kernel has an interface with another key");
+    Ok(())
+}
+
+/// In every view each acknowledged member is ready, with its own key and the address its host says, unless its
+/// host is gone.
+pub fn are_in_every_view(cluster: &Cluster) -> anyhow::Result<()> {
+    for (_, host, snapshot) in cluster.live() {
+        for (member, promise) in cluster.books.promises.iter().filter(|(_, promise)| !promise.leaving) {
+            let owner = &cluster.hosts[promise.host];
+            let records = snapshot.view.hosts.get(&owner.id);
+            // A host that is down can have been forgotten, or never been met.
+            if !owner.is_up() && records.is_none_or(|h| !h.standing.answers()) {
+                continue;
+            }
+            let records =
+                records.with_context(|| format!("{} does not know {}", host.label(), owner.label()))?;
+            let record = records.records.members.get(&(promise.entry.network, member.clone()));
+            let Some(record) = record else {
+                bail!("{} has no record of {member} on {}", host.label(), owner.label());
+            };
+            let as_promised = record.state == MemberState::Ready
+                && record.address == promise.entry.address
+                && record.key == promise.entry.public_key;
+            ensure!(
+                as_promised,
+                "{} has {member} as {record:?}, promised was {:?}",
+                host.label(),
+                promise.entry
+            );
+        }
+    }
+    Ok(())
+}

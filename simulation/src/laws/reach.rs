@@ -1,0 +1,172 @@
+//! Where a frame ends: followed from kernel to kernel, by neighbour rows, FDB rows, ports and keys, without a
+//! look at any view.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::{Context as _, ensure};
+use gossip::id::MemberId;
+use netplumb::observed::{Observed, ObservedFabric, ObservedMember, port_name};
+use netplumb::state::{Key, Mac};
+
+use super::claims::holders;
+use crate::cluster::{Cluster, Life};
+
+/// Every kernel there is, as frames find it.
+struct Underlay {
+    machines: Vec<Option<Machine>>,
+    by_address: BTreeMap<IpAddr, usize>,
+}
+
+struct Machine {
+    state: Observed,
+    /// Which network has this (VNI, UDP port).
+    tunnels: BTreeMap<(u32, u16), String>,
+    /// Which member is behind a port of a network.
+    ports: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl Underlay {
+    fn of(cluster: &Cluster) -> Underlay {
+        let standing = |life: Life| !matches!(life, Life::Scrapped(_));
+        let machines = cluster.hosts.iter();
+        Underlay {
+            machines: machines
+                .clone()
+                .map(|h| standing(h.life).then(|| Machine::of(h.kernel.state())))
+                .collect(),
+            by_address: machines.enumerate().map(|(number, h)| (h.address.ip(), number)).collect(),
+        }
+    }
+
+    fn machine(&self, number: usize) -> Option<&Machine> {
+        self.machines.get(number)?.as_ref()
+    }
+
+    /// The member in whose container a packet to `address` is read that the container of `member` on a machine
+    /// sends; none where it is dropped.
+    fn deliver(&self, machine: usize, network: &str, member: &str, address: Ipv4Addr) -> Option<&str> {
+        let here = self.machine(machine)?;
+        let from = here.member(network, member)?;
+        let device = from.inside.as_ref()?.device.as_ref().filter(|device| device.up)?;
+        if device.addresses.iter().any(|own| own.addr() == address) {
+            return here.members(network).find(|(id, _)| *id == member).map(|(id, _)| id);
+        }
+        let wanted = IpAddr::V4(address);
+        let (key, peer) = device.peers.iter().find(|(_, peer)| peer.allowed.contains(&wanted))?;
+        let binding = from.binding.as_ref()?;
+        binding.ethernet.as_ref().filter(|ethernet| ethernet.up)?;
+        let mac = binding.neighbours.get(peer.endpoint?.ip())?;
+        let fabric = here.fabric(network)?;
+        let frame = Frame { mac: *mac, key, endpoint: *peer.endpoint?.ip(), address };
+        if fabric.local_rows.contains_key(mac) {
+            return here.arrive(network, &frame);
+        }
+        let vxlan = fabric.vxlan.as_ref().filter(|vxlan| vxlan.port.up && vxlan.port.enslaved)?;
+        fabric.rows.get(mac)?.iter().find_map(|end| {
+            let there = self.machine(*self.by_address.get(&end.address)?)?;
+            let network = there.tunnels.get(&(vxlan.vni, end.port))?;
+            there.arrive(network, &frame)
+        })
+    }
+}
+
+/// What a member sends: to whom on the overlay, for whom it is encrypted, and what is inside.
+struct Frame<'k> {
+    mac: Mac,
+    key: &'k Key,
+    endpoint: Ipv4Addr,
+    address: Ipv4Addr,
+}
+
+impl Machine {
+    fn of(state: Observed) -> Machine {
+        let (mut tunnels, mut ports) = (BTreeMap::new(), BTreeMap::new());
+        for (name, network) in &state.networks {
+            let vxlan = network.fabric.as_ref().and_then(|fabric| fabric.vxlan);
+            if let Some(vxlan) = vxlan.filter(|vxlan| vxlan.port.up && vxlan.port.enslaved) {
+                tunnels.insert((vxlan.vni, vxlan.local.port), name.clone());
+            }
+            let behind = network.members.keys().map(|member| (port_name(member), member.clone())).collect();
+            ports.insert(name.clone(), behind);
+        }
+        Machine { state, tunnels, ports }
+    }
+
+    fn fabric(&self, network: &str) -> Option<&ObservedFabric> {
+        self.state.networks.get(network)?.fabric.as_ref()
+    }
+
+    fn members(&self, network: &str) -> impl Iterator<Item = (&str, &ObservedMember)> {
+        let members = self.state.networks.get(network).map(|network| &network.members);
+        members.into_iter().flatten().map(|(id, member)| (id.as_str(), member))
+    }
+
+    fn member(&self, network: &str, member: &str) -> Option<&ObservedMember> {
+        self.state.networks.get(network)?.members.get(member)
+    }
+
+    /// Who reads a frame that is in a network's bridge.
+    fn arrive(&self, network: &str, frame: &Frame<'_>) -> Option<&str> {
+        let port = self.fabric(network)?.local_rows.get(&frame.mac)?;
+        let id = self.ports.get(network)?.get(port)?;
+        let member = self.member(network, id)?;
+        let ethernet = member.binding.as_ref()?.ethernet.as_ref()?;
+        let taken = ethernet.up
+            && ethernet.mac == frame.mac
+            && ethernet.addresses.iter().any(|own| own.addr() == frame.endpoint);
+        let device = member.inside.as_ref()?.device.as_ref().filter(|_| taken)?;
+        // Only who has the key can read it, and only a packet for an own address goes up.
+        let read = device.up
+            && device.mac == Some(Mac::of_key(frame.key))
+            && device.addresses.iter().any(|own| own.addr() == IpAddr::V4(frame.address));
+        read.then_some(id.as_str())
+    }
+}
+
+/// Whatever an agent's names say: a packet to the address ends in a container of that app and type, or nowhere.
+pub fn no_wrong_container(cluster: &Cluster) -> anyhow::Result<()> {
+    let underlay = Underlay::of(cluster);
+    for (number, host, snapshot) in cluster.live() {
+        let Some(machine) = underlay.machine(number) else { continue };
+        for ((network, address), meant) in holders(&snapshot.view) {
+            let name = network.to_string();
+            for (member, _) in machine.members(&name) {
+                let Some(reached) = underlay.deliver(number, &name, member, address) else { continue };
+                let reached: MemberId = reached.parse()?;
+                let origin = cluster.books.origin(&reached).context("a member nobody has claimed")?;
+                ensure!(
+                    (origin.network, origin.app, &origin.process)
+                        == (network, meant.record.app, &meant.record.process),
+                    "{member} on {} sends to {address}, which is {} of {}; {reached} of {} in {} gets it",
+                    host.label(),
+                    meant.member,
+                    meant.record.app,
+                    origin.app,
+                    origin.network
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Once quiet a packet from each member to each other's address ends in that one's container.
+pub fn everybody_is_reached(cluster: &Cluster) -> anyhow::Result<()> {
+    let underlay = Underlay::of(cluster);
+    let up = || cluster.books.promises.iter().filter(|(_, promise)| cluster.hosts[promise.host].is_up());
+    for (from, sender) in up() {
+        let network = sender.entry.network.to_string();
+        for (to, receiver) in up().filter(|(_, other)| other.entry.network == sender.entry.network) {
+            let reached = underlay.deliver(sender.host, &network, from.as_str(), receiver.entry.address);
+            ensure!(
+                reached == Some(to.as_str()),
+                "{from} on {} sends to {} of {to} on {}; {reached:?} gets it",
+                cluster.hosts[sender.host].label(),
+                receiver.entry.address,
+                cluster.hosts[receiver.host].label()
+            );
+        }
+    }
+    Ok(())
+}

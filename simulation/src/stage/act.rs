@@ -1,0 +1,246 @@
+//! What each operation does to the cluster.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use gossip::id::MemberId;
+use gossip::memory::{Delay, Link};
+use tokio::time::Instant;
+
+use super::{REPAIR, Stage};
+use crate::cluster::Life;
+use crate::operation::{Disk, Operation, Place, Sky};
+
+impl Operation {
+    /// Whether the region has something to get over after it.
+    pub fn disturbs(&self) -> bool {
+        !matches!(self, Operation::Wait(_) | Operation::Settle | Operation::Rest)
+    }
+}
+
+impl Stage {
+    pub(super) async fn act(&mut self, operation: &Operation) -> anyhow::Result<()> {
+        let cluster = &mut self.cluster;
+        match *operation {
+            Operation::Wait(_) | Operation::Settle | Operation::Rest => {}
+            Operation::Heal => self.heal().await?,
+
+            Operation::Start(host) => cluster.start(host).await?,
+            Operation::Stop(host) => cluster.stop(host).await,
+            Operation::Crash(host) => cluster.crash(host),
+            Operation::Restart(host) => {
+                cluster.crash(host);
+                cluster.start(host).await?;
+            }
+            Operation::RestartEmpty(host) => {
+                cluster.crash(host);
+                cluster.wipe(host);
+                cluster.start(host).await?;
+            }
+            Operation::Reboot(host) => {
+                cluster.crash(host);
+                cluster.reboot(host);
+                cluster.start(host).await?;
+            }
+            Operation::Scrap(host) => cluster.scrap(host),
+            Operation::Replace(host) => {
+                cluster.scrap(host);
+                let next = cluster.add(cluster.hosts[host].id.clone())?;
+                cluster.start(next).await?;
+            }
+            Operation::Clone(host) => {
+                let copy = cluster.clone_machine(host).await?;
+                cluster.start(copy).await?;
+            }
+            Operation::Become(host, role) => cluster.hosts[host].role = role,
+            Operation::JumpClock(host, seconds) => cluster.hosts[host].clock.jump(seconds),
+
+            Operation::Attach(host, place) => self.attach(host, place, None)?,
+            Operation::AttachMany(host, place, count) => {
+                for _ in 0..count {
+                    self.attach(host, place, None)?;
+                }
+            }
+            Operation::AttachNumbered(host, place, number) => self.attach(host, place, Some(number))?,
+            Operation::Detach(host, turn) => {
+                let member = self.member(host, turn)?;
+                self.cluster.detach(&member)?;
+            }
+            Operation::Kill(host, turn) => {
+                let member = self.member(host, turn)?;
+                self.cluster.kill_container(&member);
+            }
+            Operation::Redeploy(network) => self.redeploy(network)?,
+            _ => self.disturb(operation)?,
+        }
+        Ok(())
+    }
+
+    fn disturb(&mut self, operation: &Operation) -> anyhow::Result<()> {
+        match operation {
+            Operation::Cut(from, to) => self.cluster.cut(*from, *to),
+            Operation::Split(islands) => self.split(islands),
+            Operation::Mend => self.cluster.weather.mend(),
+            Operation::Weather(sky) => self.set_sky(*sky),
+            Operation::Slow(host, longer) => self.cluster.slow(*host, *longer),
+            Operation::Suspend(host) => self.suspend(*host),
+            Operation::Resume(host) => self.resume(*host),
+            Operation::Disk(host, disk) => self.set_disk(*host, *disk),
+            Operation::Refuse(host, every) => {
+                self.repairs();
+                self.cluster.refuse(*host, *every);
+            }
+            Operation::Sabotage(host, sabotage) => {
+                self.repairs();
+                self.sabotage(*host, *sabotage)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn repairs(&mut self) {
+        self.repairing = Some(Instant::now() + REPAIR);
+    }
+
+    fn attach(&mut self, host: usize, place: Place, number: Option<u32>) -> anyhow::Result<()> {
+        let Place { network, app, worker } = place;
+        let process = if worker { "worker" } else { "web" };
+        let (network, app) = (self.networks[network], self.apps[app]);
+        self.cluster.attach(host, network, app, process.parse()?, number)
+    }
+
+    /// A member of a host that is not leaving, by its turn.
+    fn member(&self, host: usize, turn: usize) -> anyhow::Result<MemberId> {
+        let promises = self.cluster.books.promises.iter();
+        let members: Vec<&MemberId> =
+            promises.filter(|(_, p)| p.host == host && !p.leaving).map(|(member, _)| member).collect();
+        ensure!(!members.is_empty(), "host {host} has no member");
+        Ok(members[turn % members.len()].clone())
+    }
+
+    fn redeploy(&mut self, network: usize) -> anyhow::Result<()> {
+        let id = self.networks[network];
+        let promises = self.cluster.books.promises.iter();
+        let old: Vec<(MemberId, usize)> = promises
+            .filter(|(_, p)| p.entry.network == id && !p.leaving && self.cluster.hosts[p.host].is_up())
+            .map(|(member, promise)| (member.clone(), promise.host))
+            .collect();
+        for (member, host) in old {
+            let entry = &self.cluster.books.promises[&member].entry;
+            let (app, process) = (entry.app, entry.process.clone());
+            self.cluster.detach(&member)?;
+            self.cluster.attach(host, id, app, process, None)?;
+        }
+        Ok(())
+    }
+
+    fn split(&mut self, islands: &[Vec<usize>]) {
+        for (number, island) in islands.iter().enumerate() {
+            for other in islands.iter().skip(number + 1) {
+                for (a, b) in island.iter().flat_map(|a| other.iter().map(move |b| (*a, *b))) {
+                    self.cluster.cut(a, b);
+                    self.cluster.cut(b, a);
+                }
+            }
+        }
+    }
+
+    fn set_sky(&mut self, sky: Sky) {
+        let (near, millis) = (Link::default(), Duration::from_millis);
+        let link = match sky {
+            Sky::Fair => near,
+            Sky::Lossy(loss) => Link { loss, ..near },
+            Sky::Resending(loss) => Link { loss, loss_delay: Some(millis(100)), ..near },
+            Sky::Distant(most) => Link { delay: Delay::Uniform(millis(1)..=most), ..near },
+            Sky::LongTailed => {
+                let delay = Delay::LongTail { base: millis(1), tail: millis(1_000), share: 0.05 };
+                Link { delay, ..near }
+            }
+            Sky::Confused => {
+                Link { delay: Delay::Uniform(millis(1)..=millis(30)), duplicate: 0.1, reorder: 0.1, ..near }
+            }
+        };
+        self.cluster.weather.set_sky(link);
+    }
+
+    fn suspend(&mut self, host: usize) {
+        self.suspended.push(host);
+        self.set_suspended(host);
+    }
+
+    fn set_suspended(&mut self, host: usize) {
+        for other in (0..self.cluster.hosts.len()).filter(|other| *other != host) {
+            self.cluster.cut(host, other);
+            self.cluster.cut(other, host);
+        }
+    }
+
+    fn resume(&mut self, host: usize) {
+        self.suspended.retain(|other| *other != host);
+        self.cluster.weather.mend();
+        for host in self.suspended.clone() {
+            self.set_suspended(host);
+        }
+    }
+
+    fn set_disk(&mut self, host: usize, disk: Disk) {
+        let store = &self.cluster.hosts[host].store;
+        match disk {
+            Disk::Sound => {
+                store.fail_writes(false);
+                store.slow_writes(Duration::ZERO);
+            }
+            Disk::Full => store.fail_writes(true),
+            Disk::Tears => {
+                store.tear_next();
+                self.cluster.hosts[host].torn = true;
+            }
+            Disk::Slow(time) => store.slow_writes(time),
+        }
+    }
+
+    /// Ends all faults; a machine that is down starts again, a copy is taken away and its original started anew.
+    async fn heal(&mut self) -> anyhow::Result<()> {
+        self.suspended.clear();
+        self.cluster.weather.mend();
+        self.set_sky(Sky::Fair);
+        for host in 0..self.cluster.hosts.len() {
+            self.cluster.slow(host, Duration::ZERO);
+            self.set_disk(host, Disk::Sound);
+            self.cluster.refuse(host, 0);
+        }
+        self.remove_copies().await?;
+        for host in 0..self.cluster.hosts.len() {
+            if matches!(self.cluster.hosts[host].life, Life::Crashed(_) | Life::Away(_)) {
+                self.cluster.start(host).await.context("at its start")?;
+            }
+        }
+        self.detach_again()
+    }
+
+    /// An operator finds out which of two machines with one name is not the one.
+    async fn remove_copies(&mut self) -> anyhow::Result<()> {
+        for copy in 0..self.cluster.hosts.len() {
+            let Some(original) = self.cluster.original(copy) else { continue };
+            self.cluster.scrap(copy);
+            if self.cluster.hosts[original].is_up() {
+                self.cluster.crash(original);
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls to detach that failed, or were lost with their agent, are made again.
+    fn detach_again(&mut self) -> anyhow::Result<()> {
+        let promises = self.cluster.books.promises.iter();
+        let leaving: Vec<MemberId> = promises.filter(|(_, p)| p.leaving).map(|(m, _)| m.clone()).collect();
+        for member in leaving {
+            let host = self.cluster.books.promises[&member].host;
+            if self.cluster.hosts[host].is_up() {
+                self.cluster.detach(&member)?;
+            }
+        }
+        Ok(())
+    }
+}
