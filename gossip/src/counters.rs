@@ -15,6 +15,8 @@ pub struct Counters {
     counts: Mutex<BTreeMap<Series, u64>>,
     /// Messages and bytes by direction and kind, apart from the rest: they are counted most.
     traffic: Mutex<BTreeMap<(&'static str, &'static str), Traffic>>,
+    /// Frames by what came of them, apart for the same reason.
+    frames: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -26,14 +28,14 @@ struct Traffic {
 impl Counters {
     /// Calls `f` with every series: metric name without its `warren_` prefix, labels, count.
     pub fn each(&self, f: &mut Visit<'_>) {
-        for ((name, labels), count) in self.snapshot() {
+        for ((name, labels), count) in self.all() {
             f(name, &labels, count);
         }
     }
 
     /// The count of one series; 0 when it was never counted.
     pub fn get(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
-        let counts = self.snapshot();
+        let counts = self.all();
         counts.iter().find(|((n, l), _)| *n == name && l == labels).map_or(0, |(_, count)| *count)
     }
 
@@ -60,17 +62,31 @@ impl Counters {
         self.add("gossip_dropped_total", vec![("kind", kind)], 1);
     }
 
+    /// What came of a frame that arrived, or that was not pushed on.
+    pub(crate) fn frame(&self, outcome: &'static str) {
+        let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        *frames.entry(outcome).or_default() += 1;
+    }
+
+    /// What came of asking, or of being asked, for a snapshot.
+    pub(crate) fn snapshot(&self, outcome: &'static str) {
+        self.add("snapshots_total", vec![("outcome", outcome)], 1);
+    }
+
     fn add(&self, name: &'static str, labels: Vec<(&'static str, &'static str)>, by: u64) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         *counts.entry((name, labels)).or_default() += by;
     }
 
-    fn snapshot(&self) -> BTreeMap<Series, u64> {
+    fn all(&self) -> BTreeMap<Series, u64> {
         let mut all = self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (&(direction, kind), traffic) in &*self.traffic.lock().unwrap_or_else(PoisonError::into_inner) {
             let labels = vec![("direction", direction), ("kind", kind)];
             all.insert(("gossip_bytes_total", labels.clone()), traffic.bytes);
             all.insert(("gossip_messages_total", labels), traffic.messages);
+        }
+        for (&outcome, frames) in &*self.frames.lock().unwrap_or_else(PoisonError::into_inner) {
+            all.insert(("frames_total", vec![("outcome", outcome)]), *frames);
         }
         all
     }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{self, Instant};
@@ -13,6 +14,7 @@ use tokio::time::{self, Instant};
 use crate::config::Config;
 use crate::id::HostId;
 use crate::seeds::Seeds;
+use crate::snapshot;
 use crate::wire::{AskError, Question, Refusal, Wire};
 
 /// Bound on the whole greeting: an agent alone must start too.
@@ -53,6 +55,8 @@ pub(crate) enum Purpose {
     Greeting = 0,
     /// A question for the node.
     Node = 1,
+    /// A question for a page of a snapshot, answered here.
+    Snapshot = 2,
 }
 
 impl Purpose {
@@ -66,6 +70,7 @@ impl Purpose {
         let purpose = match question.body.first()? {
             0 => Purpose::Greeting,
             1 => Purpose::Node,
+            2 => Purpose::Snapshot,
             _ => return None,
         };
         question.body.remove(0);
@@ -73,31 +78,35 @@ impl Purpose {
     }
 }
 
-/// Greets seeds and known hosts, and meanwhile answers those who greet us: a whole region may be
-/// starting at this moment.
-pub(crate) async fn greet(config: &Config, wire: &dyn Wire, seeds: watch::Receiver<Seeds>) -> Greeting {
-    let answer_others = async {
-        while let Some(mut question) = wire.asked().await {
-            if Purpose::unwrap(&mut question) == Some(Purpose::Greeting) {
-                let generation = known_generation(config, &question.from);
-                // An asker that is not there any more needs no answer.
-                _ = question.reply.send(Greeting { generation, ..Greeting::default() }.encode());
+/// What the peers that answered said, and which they are.
+#[derive(Debug, Default)]
+pub(crate) struct Welcome {
+    pub(crate) greeting: Greeting,
+    /// In the order of their answers: who is quick may have time.
+    pub(crate) peers: Vec<SocketAddr>,
+}
+
+/// Answers those who greet a host that is itself about to join: a whole region may be starting at
+/// this moment. It knows what it has persisted, and serves no snapshot. Runs until it is dropped.
+pub(crate) async fn answer_others(known: Vec<(HostId, u64)>, wire: Arc<dyn Wire>) {
+    while let Some(mut question) = wire.asked().await {
+        let answer = match Purpose::unwrap(&mut question) {
+            Some(Purpose::Greeting) => {
+                let generations = known.iter().filter(|(host, _)| *host == question.from);
+                let generation = generations.map(|(_, generation)| *generation).max();
+                Greeting { generation, ..Greeting::default() }.encode()
             }
-        }
-        std::future::pending().await
-    };
-    tokio::select! {
-        greeting = ask_around(config, wire, seeds) => greeting,
-        never = answer_others => never,
+            Some(Purpose::Snapshot) => snapshot::not_whole(),
+            Some(Purpose::Node) | None => continue,
+        };
+        // An asker that is not there any more needs no answer.
+        _ = question.reply.send(answer);
     }
 }
 
-fn known_generation(config: &Config, host: &HostId) -> Option<u64> {
-    config.known.iter().filter(|known| known.host == *host).map(|known| known.generation).max()
-}
-
-async fn ask_around(config: &Config, wire: &dyn Wire, mut seeds: watch::Receiver<Seeds>) -> Greeting {
-    let mut greeting = Greeting::default();
+/// Greets seeds and known hosts.
+pub(crate) async fn greet(config: &Config, wire: &dyn Wire, mut seeds: watch::Receiver<Seeds>) -> Welcome {
+    let mut welcome = Welcome::default();
     let mut deadline = Instant::now() + BOUND;
     let mut asked = BTreeSet::from([wire.advertise()]);
     let mut answers = FuturesUnordered::new();
@@ -112,20 +121,22 @@ async fn ask_around(config: &Config, wire: &dyn Wire, mut seeds: watch::Receiver
         let now = seeds.borrow_and_update().clone();
         others.extend(now.addresses);
         for address in others.drain(..).filter(|address| asked.insert(*address)) {
-            answers.push(wire.ask(address, Purpose::Greeting.wrap(Vec::new())));
+            let asking = wire.ask(address, Purpose::Greeting.wrap(Vec::new()));
+            answers.push(asking.map(move |answer| (address, answer)));
         }
         if answers.is_empty() && !now.unresolved {
-            return greeting;
+            return welcome;
         }
         tokio::select! {
-            Some(answer) = answers.next() => {
+            Some((address, answer)) = answers.next() => {
                 if let Some(heard) = heard(answer) {
-                    greeting.merge(heard);
+                    welcome.greeting.merge(heard);
+                    welcome.peers.push(address);
                     deadline = deadline.min(Instant::now() + OTHERS_PAUSE);
                 }
             }
             Ok(()) = seeds.changed() => {}
-            () = time::sleep_until(deadline) => return greeting,
+            () = time::sleep_until(deadline) => return welcome,
         }
     }
 }

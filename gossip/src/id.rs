@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use blake2::{Blake2b512, Digest};
 use serde::{Deserialize, Serialize};
@@ -16,12 +17,13 @@ pub struct MalformedId {
     expected: &'static str,
 }
 
+// A view is copied at each change with thousands of names in it: a copy is a count.
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident, $kind:literal, $expected:literal, $check:expr) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// The name as text.
@@ -35,7 +37,7 @@ macro_rules! text_id {
             fn from_str(text: &str) -> Result<Self, MalformedId> {
                 let check: fn(&str) -> bool = $check;
                 if check(text) {
-                    Ok(Self(text.to_owned()))
+                    Ok(Self(text.into()))
                 } else {
                     Err(MalformedId { kind: $kind, text: text.to_owned(), expected: $expected })
                 }
@@ -51,7 +53,7 @@ macro_rules! text_id {
 
         impl From<$name> for String {
             fn from(id: $name) -> String {
-                id.0
+                id.0.as_ref().to_owned()
             }
         }
 
@@ -93,7 +95,8 @@ macro_rules! uuid_id {
                 let digits = text.strip_prefix($prefix).ok_or_else(malformed)?;
                 let id = Uuid::try_parse(digits).map_err(|_| malformed())?;
                 // One spelling only: the text is a DNS label and a key.
-                if id.hyphenated().to_string() == digits { Ok(Self(id)) } else { Err(malformed()) }
+                let spelling = &mut Uuid::encode_buffer();
+                if *id.hyphenated().encode_lower(spelling) == *digits { Ok(Self(id)) } else { Err(malformed()) }
             }
         }
 
@@ -165,7 +168,7 @@ uuid_id!(
 impl MemberId {
     /// A new random id.
     pub fn random() -> Self {
-        Self(format!("{:016x}", rand::random::<u64>()))
+        Self(format!("{:016x}", rand::random::<u64>()).into())
     }
 }
 
@@ -175,9 +178,9 @@ impl HostId {
     /// outgrows a datagram.
     pub fn node_id(&self) -> String {
         if self.0.len() <= 16 {
-            return self.0.clone();
+            return self.0.as_ref().to_owned();
         }
-        Blake2b512::digest(&self.0).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+        Blake2b512::digest(self.as_str()).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
     }
 }
 

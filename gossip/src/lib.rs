@@ -6,10 +6,12 @@
 //!
 //! It never looks at what records mean for the kernel or for DNS, and it never writes a file.
 
+mod apply;
 mod arrival;
 mod codec;
 pub mod config;
 pub mod counters;
+mod eager;
 #[cfg(test)]
 mod fixtures;
 mod greeting;
@@ -19,12 +21,15 @@ mod interner;
 pub mod memory;
 mod merge;
 mod own;
+mod packed;
 mod queue;
 pub mod quic;
 pub mod record;
 mod seat;
 mod seeds;
+mod snapshot;
 pub mod standing;
+mod stretch;
 mod transport;
 pub mod view;
 pub mod wire;
@@ -229,13 +234,14 @@ impl Gossip {
     }
 }
 
-/// Sorts questions from the wire: greetings to the seat, the rest to the node.
+/// Sorts questions from the wire: greetings and snapshots to the seat, the rest to the node.
 async fn hear_questions(wire: Arc<dyn Wire>, commands: mpsc::Sender<Command>, asks: mpsc::Sender<Ask>) {
     while let Some(mut question) = wire.asked().await {
         let purpose = Purpose::unwrap(&mut question);
         let Question { from, address, body, reply } = question;
         let heard = match purpose {
             Some(Purpose::Greeting) => commands.try_send(Command::Greet { from, address, reply }).is_ok(),
+            Some(Purpose::Snapshot) => commands.try_send(Command::Serve { to: address, body, reply }).is_ok(),
             Some(Purpose::Node) => asks.try_send(Ask { from, body, reply }).is_ok(),
             None => false,
         };

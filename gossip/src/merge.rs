@@ -1,31 +1,45 @@
-//! From what chitchat holds to the [`View`]. Pure: sightings and `now` in, a view out.
+//! From what chitchat holds to the [`View`]. Pure: what is held and `now` in, a view out.
+//!
+//! Cheap at a thousand hosts: [`moved`](ViewBuilder::moved) compares numbers, only the owners it
+//! names are read, and a view is the last one with their entries replaced.
 
-use std::collections::BTreeMap;
+mod reading;
+mod vanished;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chitchat::{ChitchatId, NodeState};
 use tokio::time::Instant;
 
 use crate::config::KnownHost;
 use crate::counters::Counters;
-use crate::id::HostId;
-use crate::record::{HostRecord, Record};
+use crate::id::{HostId, MemberId, NetworkId};
+use crate::interner::Interner;
 use crate::standing::{Life, Sign, Standing, Timings};
-use crate::view::{Host, HostRecords, Via, View};
+use crate::view::{Host, HostRecords, Vanished, Via, View};
 
-/// One generation of one host, as chitchat holds it at this moment.
-#[derive(Debug, Clone)]
-pub(crate) struct Sighting<'a, K> {
-    pub(crate) node_id: &'a str,
-    pub(crate) generation: u64,
-    pub(crate) address: SocketAddr,
-    pub(crate) max_version: u64,
+/// What chitchat's failure detector says of one generation of one host.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Beat<'a> {
+    pub(crate) owner: &'a ChitchatId,
     pub(crate) heartbeat: u64,
     /// The failure detector's timeout for it: it has one exactly while it is live.
     pub(crate) timeout: Option<Duration>,
-    /// Looked at only when the version has moved.
-    pub(crate) key_values: K,
+}
+
+/// What is remembered of a host outside of chitchat: on disk, or by the peer a snapshot is from.
+#[derive(Debug, Clone)]
+pub(crate) struct Memory<'a> {
+    pub(crate) node_id: &'a str,
+    pub(crate) generation: u64,
+    pub(crate) version: u64,
+    pub(crate) address: SocketAddr,
+    pub(crate) via: Via,
+    /// Since when it is out of answers where it is remembered.
+    pub(crate) silent_since: Option<Instant>,
 }
 
 /// Everything the view is built from, kept from one look to the next.
@@ -37,20 +51,28 @@ pub(crate) struct Sighting<'a, K> {
 pub(crate) struct ViewBuilder {
     own: HostId,
     own_node_id: String,
+    /// Under which generation and address this agent publishes; none before it does.
+    published: Option<(u64, SocketAddr)>,
     timings: Timings,
     counters: Arc<Counters>,
+    parsed: Interner,
     hosts: BTreeMap<String, Track>,
+    vanished: BTreeMap<(HostId, NetworkId, MemberId), Vanished>,
     /// Some live peer's records have arrived in full once.
     synced: bool,
-    /// Some host is not as the last view has it. Views are not compared: that would read every
+    twin: Option<SocketAddr>,
+    /// Hosts that are not as the view has them. Views are not compared: that would read every
     /// record at every look.
-    changed: bool,
+    moved: BTreeSet<String>,
+    /// Names that are to leave the view.
+    dropped: BTreeSet<HostId>,
+    vanished_moved: bool,
     view: Arc<View>,
 }
 
 /// One host through its generations.
 #[derive(Debug)]
-struct Track {
+pub(crate) struct Track {
     life: Life,
     sign: Sign,
     /// What counts; none until the first `host` record is here.
@@ -59,20 +81,38 @@ struct Track {
     pending: BTreeMap<u64, u64>,
 }
 
-impl Track {
-    fn begin(generation: u64, accepted: Option<Accepted>, now: Instant) -> Self {
-        Self { life: Life::begin(generation, now), sign: Sign::default(), accepted, pending: BTreeMap::new() }
-    }
+/// What counts of a host.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    pub(crate) host: HostId,
+    pub(crate) generation: u64,
+    pub(crate) version: u64,
+    pub(crate) address: SocketAddr,
+    pub(crate) via: Via,
+    pub(crate) records: Arc<HostRecords>,
 }
 
-#[derive(Debug)]
-struct Accepted {
-    host: HostId,
-    generation: u64,
-    version: u64,
-    address: SocketAddr,
-    via: Via,
-    records: Arc<HostRecords>,
+impl Track {
+    fn begin(life: Life) -> Self {
+        Self { life, sign: Sign::default(), accepted: None, pending: BTreeMap::new() }
+    }
+
+    pub(crate) fn accepted(&self) -> Option<&Accepted> {
+        self.accepted.as_ref()
+    }
+
+    pub(crate) fn silent_since(&self) -> Option<Instant> {
+        self.life.silent_since()
+    }
+
+    /// Whether so much of a generation is news.
+    fn misses(&self, generation: u64, version: u64) -> bool {
+        match &self.accepted {
+            Some(accepted) if generation < accepted.generation => false,
+            Some(accepted) if generation == accepted.generation => version > accepted.version,
+            _ => self.pending.get(&generation) != Some(&version),
+        }
+    }
 }
 
 impl ViewBuilder {
@@ -82,150 +122,182 @@ impl ViewBuilder {
         known: &[KnownHost],
         timings: Timings,
         counters: Arc<Counters>,
+        parsed: Interner,
         now: Instant,
     ) -> Self {
         let mut builder = Self {
             own: own.clone(),
             own_node_id: own.node_id(),
+            published: None,
             timings,
             counters,
+            parsed,
             hosts: BTreeMap::new(),
+            vanished: BTreeMap::new(),
             synced: false,
-            changed: true,
+            twin: None,
+            moved: BTreeSet::new(),
+            dropped: BTreeSet::new(),
+            vanished_moved: false,
             view: Arc::default(),
         };
         for known in known.iter().filter(|known| known.host != *own) {
-            builder.restore(known, now);
+            let memory = Memory {
+                node_id: &known.host.node_id(),
+                generation: known.generation,
+                version: known.version,
+                address: known.address,
+                via: Via::Disk,
+                silent_since: None,
+            };
+            builder.remember(&memory, known.key_values.iter().map(|(k, v)| (k.as_str(), v.as_str())), now);
         }
         builder
     }
 
-    /// The view of the last look.
+    /// The view as last built.
     pub(crate) fn view(&self) -> &Arc<View> {
         &self.view
     }
 
-    /// The highest generation of a host that counts here, were it persisted or seen.
+    /// The highest generation of a host that was heard of, were it persisted or seen.
     pub(crate) fn generation(&self, node_id: &str) -> Option<u64> {
         self.hosts.get(node_id).map(|track| track.life.generation())
     }
 
-    /// Takes one look at everything chitchat holds; `own` is the generation and address this agent
-    /// publishes under. Returns the view when it changed.
-    pub(crate) fn look<'a, K>(
-        &mut self,
-        own: (u64, SocketAddr),
-        sightings: impl Iterator<Item = Sighting<'a, K>>,
-        now: Instant,
-    ) -> Option<Arc<View>>
-    where
-        K: Iterator<Item = (&'a str, &'a str)>,
-    {
+    /// The generation of a host that counts here.
+    pub(crate) fn counts(&self, node_id: &str) -> Option<u64> {
+        Some(self.hosts.get(node_id)?.accepted()?.generation)
+    }
+
+    /// The hosts from a node id on, in order.
+    pub(crate) fn tracks(&self, after: Option<&str>) -> impl Iterator<Item = (&str, &Track)> {
+        let range = match after {
+            Some(after) => (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded),
+            None => (std::ops::Bound::Unbounded, std::ops::Bound::Unbounded),
+        };
+        self.hosts.range::<str, _>(range).map(|(node_id, track)| (node_id.as_str(), track))
+    }
+
+    pub(crate) fn vanished(&self) -> &BTreeMap<(HostId, NetworkId, MemberId), Vanished> {
+        &self.vanished
+    }
+
+    /// Whether a snapshot was taken, or its like came by chitchat: others may take one from here.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.synced
+    }
+
+    /// A whole snapshot was taken in.
+    pub(crate) fn complete(&mut self) {
+        self.synced = true;
+    }
+
+    /// This agent publishes in a generation from now on.
+    pub(crate) fn publishes(&mut self, generation: u64, address: SocketAddr) {
+        self.published = Some((generation, address));
+    }
+
+    /// Which of these owners, in their order, have something that was not read yet.
+    pub(crate) fn moved<'a>(
+        &self,
+        owners: impl Iterator<Item = (&'a ChitchatId, &'a NodeState)>,
+    ) -> Vec<(&'a ChitchatId, &'a NodeState)> {
+        let mut tracks = self.hosts.iter().peekable();
+        let mut moved = Vec::new();
+        for (owner, state) in owners {
+            while tracks.next_if(|(node_id, _)| node_id.as_str() < &*owner.node_id).is_some() {}
+            let track = tracks.peek().filter(|(node_id, _)| node_id.as_str() == &*owner.node_id);
+            if track.is_none_or(|(_, track)| track.misses(owner.generation_id, state.max_version()))
+                && !self.is_foreign_self(owner)
+            {
+                moved.push((owner, state));
+            }
+        }
+        moved
+    }
+
+    /// Takes in how all hosts live; `beats` come in the order of their owners.
+    pub(crate) fn hear<'a>(&mut self, beats: impl Iterator<Item = Beat<'a>>, now: Instant) {
         for track in self.hosts.values_mut() {
             track.sign = Sign::default();
         }
-        let mut twin = None;
-        for sighting in sightings {
-            let is_own = (sighting.generation, sighting.address) == own;
-            if is_own || sighting.node_id != self.own_node_id {
-                self.see(sighting, now);
-            } else if sighting.generation > own.0 && sighting.address != own.1 && sighting.timeout.is_some() {
-                twin = Some(sighting.address);
+        self.twin = None;
+        let mut tracks = self.hosts.iter_mut().peekable();
+        for Beat { owner, heartbeat, timeout } in beats {
+            if *owner.node_id == *self.own_node_id {
+                let newer = self.published.is_some_and(|(generation, address)| {
+                    owner.generation_id > generation && owner.gossip_advertise_addr != address
+                });
+                if newer && timeout.is_some() {
+                    self.twin = Some(owner.gossip_advertise_addr);
+                }
+                continue;
+            }
+            while tracks.next_if(|(node_id, _)| node_id.as_str() < &*owner.node_id).is_some() {}
+            if let Some((node_id, track)) = tracks.peek_mut()
+                && node_id.as_str() == &*owner.node_id
+            {
+                track.sign.add(owner.generation_id, heartbeat, timeout);
             }
         }
         self.age(now);
         self.synced |= self.is_synced();
+    }
+
+    /// The view, if it is not what was built last.
+    pub(crate) fn build(&mut self) -> Option<Arc<View>> {
         let whole = self.synced || self.knows_nobody();
-        if !self.changed && (whole, twin) == (self.view.whole, self.view.twin) {
+        let same = self.moved.is_empty()
+            && self.dropped.is_empty()
+            && !self.vanished_moved
+            && (whole, self.twin) == (self.view.whole, self.view.twin);
+        if same {
             return None;
         }
-        self.changed = false;
-        self.view = Arc::new(self.build(whole, twin));
+        let mut view = (*self.view).clone();
+        for name in std::mem::take(&mut self.dropped) {
+            view.hosts.remove(&name);
+        }
+        for node_id in std::mem::take(&mut self.moved) {
+            if let Some((name, host)) = self.host(&node_id) {
+                view.hosts.insert(name, host);
+            }
+        }
+        if std::mem::take(&mut self.vanished_moved) {
+            view.vanished = self.vanished.clone();
+        }
+        view.cut_off = is_cut_off(&self.own, &view.hosts);
+        (view.whole, view.twin) = (whole, self.twin);
+        self.view = Arc::new(view);
         Some(self.view.clone())
     }
 
-    fn restore(&mut self, known: &KnownHost, now: Instant) {
-        let node_id = known.host.node_id();
-        let key_values = known.key_values.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-        let Some(records) = self.records(&node_id, key_values, None) else { return };
-        let accepted = Accepted {
-            host: known.host.clone(),
-            generation: known.generation,
-            version: known.version,
-            address: known.address,
-            via: Via::Disk,
-            records: Arc::new(records),
+    fn host(&self, node_id: &str) -> Option<(HostId, Host)> {
+        let track = self.hosts.get(node_id)?;
+        let accepted = track.accepted()?;
+        let is_own = node_id == self.own_node_id;
+        let host = Host {
+            generation: accepted.generation,
+            version: accepted.version,
+            address: accepted.address,
+            standing: if is_own { Standing::Answering } else { track.life.standing() },
+            silent_since: if is_own { None } else { track.life.silent_since() },
+            via: accepted.via,
+            records: accepted.records.clone(),
         };
-        self.hosts.insert(node_id, Track::begin(known.generation, Some(accepted), now));
+        Some((accepted.host.clone(), host))
     }
 
-    fn see<'a, K>(&mut self, sighting: Sighting<'a, K>, now: Instant)
-    where
-        K: Iterator<Item = (&'a str, &'a str)>,
-    {
-        if !self.hosts.contains_key(sighting.node_id) {
-            self.hosts.insert(sighting.node_id.to_owned(), Track::begin(sighting.generation, None, now));
-        }
-        let Some(track) = self.hosts.get_mut(sighting.node_id) else { return };
-        track.sign.add(sighting.generation, sighting.heartbeat, sighting.timeout);
-        let previous = match &track.accepted {
-            Some(accepted) if sighting.generation < accepted.generation => return,
-            Some(accepted) if sighting.generation == accepted.generation => {
-                if sighting.max_version <= accepted.version {
-                    return;
-                }
-                Some(accepted.records.host.clone())
-            }
-            _ => {
-                let looked_at = track.pending.insert(sighting.generation, sighting.max_version);
-                if looked_at == Some(sighting.max_version) {
-                    return;
-                }
-                None
-            }
-        };
-        let (generation, version, address) = (sighting.generation, sighting.max_version, sighting.address);
-        let node_id = sighting.node_id;
-        let Some(records) = self.records(node_id, sighting.key_values, previous) else { return };
-        let accepted = Accepted {
-            host: records.host.name.clone(),
-            generation,
-            version,
-            address,
-            via: Via::Chitchat,
-            records: Arc::new(records),
-        };
-        if let Some(track) = self.hosts.get_mut(node_id) {
-            track.accepted = Some(accepted);
-            self.changed = true;
-            track.pending = track.pending.split_off(&(generation + 1));
-        }
-    }
-
-    /// Reads one host's records; none without a `host` record, which may be the `previous` one.
-    fn records<'a>(
-        &self,
-        node_id: &str,
-        key_values: impl Iterator<Item = (&'a str, &'a str)>,
-        previous: Option<HostRecord>,
-    ) -> Option<HostRecords> {
-        let (mut host, mut networks, mut members) = (previous, BTreeMap::new(), BTreeMap::new());
-        for (key, value) in key_values {
-            match Record::decode(node_id, key, value) {
-                Ok(Record::Host(record)) => host = Some(record),
-                Ok(Record::Network(network, record)) => _ = networks.insert(network, record),
-                Ok(Record::Member(network, member, record)) => _ = members.insert((network, member), record),
-                Err(error) => {
-                    self.counters.quarantined(error.reason());
-                    tracing::debug!(owner = node_id, %error, "record skipped");
-                }
-            }
-        }
-        Some(HostRecords { host: host?, networks, members })
+    /// Older generations of this host, and another agent of its name, are not this host.
+    fn is_foreign_self(&self, owner: &ChitchatId) -> bool {
+        *owner.node_id == *self.own_node_id
+            && self.published != Some((owner.generation_id, owner.gossip_advertise_addr))
     }
 
     fn age(&mut self, now: Instant) {
-        let (own, timings, changed) = (&self.own_node_id, &self.timings, &mut self.changed);
+        let (own, timings, moved) = (&self.own_node_id, &self.timings, &mut self.moved);
+        let dropped = &mut self.dropped;
         self.hosts.retain(|node_id, track| {
             if node_id == own {
                 return true;
@@ -233,31 +305,16 @@ impl ViewBuilder {
             let before = track.life.standing();
             track.sign.away = track.accepted.as_ref().and_then(|accepted| accepted.records.host.away);
             let standing = track.life.observe(&track.sign, now, timings);
+            if standing != before {
+                moved.insert(node_id.clone());
+            }
             let forgotten = track.life.is_forgotten(now, timings);
-            *changed |= standing != before || forgotten;
+            if forgotten && let Some(accepted) = &track.accepted {
+                dropped.insert(accepted.host.clone());
+            }
             !forgotten
         });
-    }
-
-    fn build(&self, whole: bool, twin: Option<SocketAddr>) -> View {
-        let mut hosts = BTreeMap::new();
-        for (node_id, track) in &self.hosts {
-            let Some(accepted) = &track.accepted else { continue };
-            let standing =
-                if *node_id == self.own_node_id { Standing::Answering } else { track.life.standing() };
-            let host = Host {
-                generation: accepted.generation,
-                version: accepted.version,
-                address: accepted.address,
-                standing,
-                silent_since: track.life.silent_since(),
-                via: accepted.via,
-                records: accepted.records.clone(),
-            };
-            hosts.insert(accepted.host.clone(), host);
-        }
-        let cut_off = is_cut_off(&self.own, &hosts);
-        View { hosts, vanished: BTreeMap::new(), whole, cut_off, twin }
+        self.forget_vanished(now);
     }
 
     fn others(&self) -> impl Iterator<Item = &Track> {

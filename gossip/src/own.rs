@@ -51,11 +51,15 @@ impl OwnRecords {
         self.version = self.key_values.len() as u64;
     }
 
-    /// Whether chitchat's copy is what was published.
+    /// The version chitchat's copy has.
+    pub(crate) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Whether chitchat's copy is what was published, told by its numbers: whatever else writes into
+    /// it raises the version, or resets it with a collection from beyond the version.
     pub(crate) fn holds(&self, state: &NodeState) -> bool {
-        state.max_version() == self.version
-            && state.num_key_values() == self.key_values.len()
-            && self.key_values.iter().all(|(key, value)| state.get(&key.to_string()) == Some(value))
+        state.max_version() == self.version && state.last_gc_version() <= self.version
     }
 
     /// Makes all changes or none; in chitchat too, when its copy is given.

@@ -1,5 +1,9 @@
 //! The one task around chitchat: what is published, what is seen, and whether both still hold.
 
+mod generation;
+mod peers;
+mod push;
+
 use std::io;
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
@@ -7,31 +11,29 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use chitchat::{
-    Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, NodeState, ProtocolVersion,
-};
-use rand::seq::IteratorRandom as _;
+use chitchat::{Chitchat, ChitchatHandle};
+use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{self, Instant, MissedTickBehavior};
 
 use crate::config::Config;
-use crate::greeting::Greeting;
+use crate::eager::Eager;
 use crate::id::HostId;
-use crate::merge::{Sighting, ViewBuilder};
+use crate::merge::{Beat, ViewBuilder};
 use crate::own::OwnRecords;
 use crate::record::{HostRecord, Record};
 use crate::seeds::Seeds;
-use crate::standing::Standing;
-use crate::transport::{ADMISSION_BYTES_MAX, Gate, WireTransport, digest_bytes};
-use crate::view::View;
+use crate::snapshot::{Served, Snapshot};
+use crate::transport::{Gate, digest_bytes};
+use crate::view::{Via, View};
 use crate::wire::Wire;
 use crate::{Change, JoinError, PublishError};
 
-/// Longest pause between two looks at chitchat.
-const LOOK_PAUSE_MAX: Duration = Duration::from_millis(100);
-/// One in so many intervals a seed is gossiped with even when all is well: two halves of a region
-/// that never knew each other meet there.
-const SEED_PERIOD: u64 = 10;
+/// Pause between two looks at how the hosts live; longer where there are many of them.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+const LOOK_PAUSE_PER_HOST: Duration = Duration::from_micros(500);
+/// Least time between two views for their readers, per host: copying a view takes about a fiftieth.
+const VIEW_PAUSE_PER_HOST: Duration = Duration::from_micros(5);
 /// How long a leaving agent waits for its goodbye to be sent, and for the wire to close.
 const GOODBYE_BOUND: Duration = Duration::from_millis(500);
 const CLOSE_BOUND: Duration = Duration::from_millis(400);
@@ -44,22 +46,35 @@ pub(crate) enum Command {
     Publish { changes: Vec<Change>, done: oneshot::Sender<Result<(), PublishError>> },
     Pull(SocketAddr),
     Greet { from: HostId, address: SocketAddr, reply: oneshot::Sender<Vec<u8>> },
+    Serve { to: SocketAddr, body: Vec<u8>, reply: oneshot::Sender<Vec<u8>> },
     Leave { away: Option<u32>, done: oneshot::Sender<()> },
+}
+
+/// What does not change while this host is in the region.
+pub(crate) struct Stay {
+    pub(crate) config: Config,
+    pub(crate) wire: Arc<dyn Wire>,
+    pub(crate) persist: Persist,
+    pub(crate) seeds: watch::Receiver<Seeds>,
 }
 
 /// Everything the task owns.
 pub(crate) struct Seat {
-    config: Config,
-    wire: Arc<dyn Wire>,
+    stay: Stay,
     gate: Arc<Gate>,
-    persist: Persist,
-    seeds: watch::Receiver<Seeds>,
     chitchat: ChitchatHandle,
     /// Shared with the handles, which only read it.
     generation: Arc<AtomicU64>,
     own: OwnRecords,
+    eager: Eager,
     builder: ViewBuilder,
     views: watch::Sender<Arc<View>>,
+    /// When the readers got the last view, and whether another waits for them.
+    told: Instant,
+    untold: bool,
+    served: Served,
+    /// Asking for a snapshot, while the region is not known whole.
+    asking: Option<BoxFuture<'static, Option<Snapshot>>>,
     /// Since when chitchat knows a newer generation of this host that nobody lives in.
     superseded: Option<Instant>,
     ended: bool,
@@ -70,37 +85,41 @@ pub(crate) struct Seat {
 impl Seat {
     /// Publishes the records in a first generation, above every one seen of this host.
     pub(crate) async fn take(
-        config: Config,
-        wire: Arc<dyn Wire>,
+        stay: Stay,
         own: OwnRecords,
-        persist: Persist,
-        seeds: watch::Receiver<Seeds>,
+        builder: ViewBuilder,
+        snapshot: Option<Snapshot>,
         seen: Option<u64>,
     ) -> Result<Self, JoinError> {
+        let config = &stay.config;
         let generation =
             (config.now_ns)().max(config.generation_floor).max(seen.map_or(0, |seen| seen.saturating_add(1)));
-        persist(generation).map_err(JoinError::Persist)?;
+        (stay.persist)(generation).map_err(JoinError::Persist)?;
         let gate = Gate::new();
-        let chitchat = start(&config, &wire, &gate, generation, &own).await.map_err(JoinError::Start)?;
-        let builder =
-            ViewBuilder::new(&config.host, &config.known, config.timings, wire.counters(), Instant::now());
+        let chitchat =
+            generation::start(config, &stay.wire, &gate, generation, &own).await.map_err(JoinError::Start)?;
         let mut seat = Self {
-            config,
-            wire,
+            stay,
             gate,
-            persist,
-            seeds,
             chitchat,
             generation: Arc::new(AtomicU64::new(generation)),
             own,
+            eager: Eager::new(),
             builder,
             views: watch::Sender::default(),
+            told: Instant::now(),
+            untold: false,
+            served: Served::default(),
+            asking: None,
             superseded: None,
             ended: false,
             last_restart: None,
             intervals: 0,
         };
-        seat.look().await;
+        if let Some(snapshot) = snapshot {
+            seat.chitchat.with_chitchat(|chitchat| snapshot.apply(chitchat)).await;
+        }
+        seat.begin(generation).await;
         Ok(seat)
     }
 
@@ -114,24 +133,31 @@ impl Seat {
 
     /// Runs until the region is left, or every handle is dropped.
     pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        let mut looks = ticks(LOOK_PAUSE_MAX.min(self.config.interval / 4));
+        let wire = self.stay.wire.clone();
         let mut news = self.gate.news();
-        let mut intervals = ticks(self.config.interval);
+        let mut next_look = Instant::now();
+        let mut intervals = ticks(self.stay.config.interval);
         let mut ended = Box::pin(self.chitchat.termination_watcher());
         loop {
+            let (flush, tell) = (self.eager.due(), self.untold.then(|| self.tell_at()));
             tokio::select! {
                 command = commands.recv() => match command {
                     Some(command) => if self.obey(command).await.is_break() { return },
                     None => return,
                 },
-                // At once when something may have changed; by the clock for what only time changes.
-                _ = async { tokio::select! { _ = looks.tick() => {} Ok(()) = news.changed() => {} } } => {
+                Some(pushed) = wire.pushed(), if self.stay.config.eager => self.hear_frame(pushed).await,
+                () = time::sleep_until(flush.unwrap_or(next_look)), if flush.is_some() => self.push_own().await,
+                () = time::sleep_until(tell.unwrap_or(next_look)), if tell.is_some() => self.tell(),
+                Ok(()) = news.changed() => self.read().await,
+                () = time::sleep_until(next_look) => {
                     let whole_own = self.look().await;
                     if !whole_own && self.restart().await {
                         ended = Box::pin(self.chitchat.termination_watcher());
                     }
+                    next_look = Instant::now() + self.look_pause();
                 }
                 _ = intervals.tick() => self.reach_out(),
+                Some(snapshot) = asked(&mut self.asking) => self.land(snapshot).await,
                 result = &mut ended, if !self.ended => {
                     tracing::error!(?result, "the gossip task ended");
                     self.ended = true;
@@ -152,6 +178,10 @@ impl Seat {
                 let greeting = self.greeting(&from, address).await;
                 _ = reply.send(greeting.encode());
             }
+            Command::Serve { to, body, reply } => {
+                let answer = self.serve(to, &body).await;
+                _ = reply.send(answer);
+            }
             Command::Leave { away, done } => {
                 self.leave(away).await;
                 _ = done.send(());
@@ -162,30 +192,32 @@ impl Seat {
     }
 
     async fn publish(&mut self, changes: Vec<Change>) -> Result<(), PublishError> {
-        {
-            let chitchat = self.chitchat.chitchat();
-            let mut chitchat = chitchat.lock().await;
-            let state = chitchat.self_node_state();
-            // Into a state that somebody else has written nothing is set: the next generation will
-            // hold the change.
-            let intact = self.own.holds(state);
-            self.own.change(changes, intact.then_some(state))?;
+        let chitchat = self.chitchat.chitchat();
+        let mut chitchat = chitchat.lock().await;
+        let state = chitchat.self_node_state();
+        // Into a state that somebody else has written nothing is set: the next generation will hold
+        // the change.
+        let intact = self.own.holds(state);
+        let before = self.own.version();
+        self.own.change(changes, intact.then_some(state))?;
+        if self.own.version() > before {
+            self.eager.changed(before, Instant::now());
         }
-        self.look().await;
-        self.spread();
+        self.read_held(&chitchat);
+        self.tell();
         Ok(())
     }
 
-    /// Looks at what chitchat holds and publishes the view when it changed. Returns whether our own
-    /// state in it is as we set it.
+    /// Looks at how the hosts live, besides reading what is new. Returns whether our own state is as
+    /// we set it.
     async fn look(&mut self) -> bool {
         let now = Instant::now();
         let chitchat = self.chitchat.chitchat();
         let mut chitchat = chitchat.lock().await;
         let intact = self.own.holds(chitchat.self_node_state());
         let generation = self.generation.load(Ordering::Relaxed);
-        let own = (generation, self.config.advertise);
-        let changed = self.builder.look(own, sightings(&chitchat), now);
+        self.read_held(&chitchat);
+        self.builder.hear(beats(&chitchat), now);
         self.superseded = match self.is_superseded(&chitchat, generation) {
             true => self.superseded.or(Some(now)),
             false => None,
@@ -198,128 +230,52 @@ impl Seat {
                 "the region's digest is near what gossip can carry; no SYN is answered until hosts leave"
             );
         }
-        if let Some(view) = changed {
-            self.views.send_replace(view);
-        }
-        let settled = self.superseded.is_none_or(|since| now < since + self.config.timings.detection);
+        self.tell();
+        let settled = self.superseded.is_none_or(|since| now < since + self.stay.config.timings.detection);
         intact && settled && !self.ended
     }
 
-    /// Whether a newer generation of this host is known in which nobody lives: others follow it and
-    /// do not see ours.
-    fn is_superseded(&self, chitchat: &Chitchat, generation: u64) -> bool {
-        let node_id = self.config.host.node_id();
-        let newest = chitchat
-            .node_states()
-            .keys()
-            .filter(|id| *id.node_id == *node_id)
-            .max_by_key(|id| id.generation_id);
-        newest.is_some_and(|id| {
-            id.generation_id > generation && chitchat.failure_detection_timeout(id).is_none()
-        })
+    /// Reads what chitchat has taken in.
+    async fn read(&mut self) {
+        let chitchat = self.chitchat.chitchat();
+        self.read_held(&*chitchat.lock().await);
+        self.tell_soon();
     }
 
-    /// Publishes everything anew in a higher generation; once per detection bound at most.
-    async fn restart(&mut self) -> bool {
+    fn read_held(&mut self, chitchat: &Chitchat) {
         let now = Instant::now();
-        if self.last_restart.is_some_and(|last| now < last + self.config.timings.detection) {
-            return false;
-        }
-        self.last_restart = Some(now);
-        let previous = self.generation.load(Ordering::Relaxed);
-        let seen = self.highest_seen(&self.config.host).await.unwrap_or(0).max(previous);
-        let generation = (self.config.now_ns)().max(seen.saturating_add(1));
-        tracing::warn!(
-            previous,
-            generation,
-            ended = self.ended,
-            "own gossip state is not what was published; starting a new generation"
-        );
-        if let Err(error) = (self.persist)(generation) {
-            tracing::error!(%error, "the new generation cannot be persisted; trying again");
-            return false;
-        }
-        self.chitchat.abort();
-        match start(&self.config, &self.wire, &self.gate, generation, &self.own).await {
-            Ok(chitchat) => self.chitchat = chitchat,
-            Err(error) => {
-                tracing::error!(%error, "gossip did not start; trying again");
-                self.ended = true;
-                return false;
-            }
-        }
-        self.own.begin();
-        self.generation.store(generation, Ordering::Relaxed);
-        (self.ended, self.superseded) = (false, None);
-        self.look().await;
-        self.spread();
-        true
-    }
-
-    async fn highest_seen(&self, host: &HostId) -> Option<u64> {
-        let node_id = host.node_id();
-        let chitchat = self.chitchat.chitchat();
-        let chitchat = chitchat.lock().await;
-        let states = chitchat.node_states().keys().filter(|id| *id.node_id == *node_id);
-        states.map(|id| id.generation_id).max().max(self.builder.generation(&node_id))
-    }
-
-    async fn greeting(&self, from: &HostId, address: SocketAddr) -> Greeting {
-        let generation = self.highest_seen(from).await;
-        let node_id = from.node_id();
-        let chitchat = self.chitchat.chitchat();
-        let chitchat = chitchat.lock().await;
-        let twin = chitchat.node_states().keys().find(|id| {
-            *id.node_id == *node_id
-                && id.gossip_advertise_addr != address
-                && chitchat.failure_detection_timeout(id).is_some()
-        });
-        let twin = twin.map(|id| id.gossip_advertise_addr);
-        let bytes = digest_bytes(chitchat.node_states().keys());
-        let full = (generation.is_none() && bytes > ADMISSION_BYTES_MAX).then_some(bytes);
-        Greeting { generation, twin, full }
-    }
-
-    /// Gossips beyond what chitchat picks: it never calls hosts whose grace is over, so that a long
-    /// partition would not heal, and it knows no seeds.
-    fn reach_out(&mut self) {
-        self.intervals += 1;
-        let view = self.builder.view().clone();
-        let silent = view.hosts.values().filter(|host| !host.standing.answers()).map(|host| host.address);
-        if let Some(address) = silent.choose(&mut rand::rng()) {
-            self.gossip(address);
-        }
-        let alone = self.others_answering().next().is_none();
-        if alone || !view.whole || self.intervals.is_multiple_of(SEED_PERIOD) {
-            let seeds = self.seeds.borrow().addresses.clone();
-            let known = view.hosts.values().map(|host| host.address).filter(|_| !view.whole);
-            if let Some(address) = seeds.into_iter().chain(known).choose(&mut rand::rng()) {
-                self.gossip(address);
-            }
+        for (owner, state) in self.builder.moved(chitchat.node_states().iter()) {
+            self.builder.see(owner, state, Via::Chitchat, now);
         }
     }
 
-    /// Gossips at once with so many random hosts that the rest hears of it within few intervals.
-    fn spread(&self) {
-        let hosts = self.others_answering().count() + 1;
-        let fan_out = (hosts as f64).ln().ceil() as usize + 3;
-        let chosen = self.others_answering().sample(&mut rand::rng(), fan_out);
-        for address in chosen {
-            self.gossip(address);
+    /// Gives the readers the view, at once after a quiet while, else when it is time.
+    fn tell_soon(&mut self) {
+        self.untold = true;
+        if Instant::now() >= self.tell_at() {
+            self.tell();
         }
     }
 
-    fn others_answering(&self) -> impl Iterator<Item = SocketAddr> {
-        let others = self.builder.view().hosts.iter().filter(|(id, _)| **id != self.config.host);
-        others
-            .filter(|(_, host)| matches!(host.standing, Standing::Answering | Standing::Late))
-            .map(|(_, host)| host.address)
+    fn tell_at(&self) -> Instant {
+        self.told + VIEW_PAUSE_PER_HOST * self.hosts()
     }
 
-    fn gossip(&self, address: SocketAddr) {
-        if address != self.config.advertise && self.chitchat.gossip(address).is_err() {
-            tracing::debug!(%address, "gossip has ended; the next look starts it anew");
+    fn tell(&mut self) {
+        self.untold = false;
+        if let Some(view) = self.builder.build() {
+            self.told = Instant::now();
+            self.views.send_replace(view);
         }
+    }
+
+    fn look_pause(&self) -> Duration {
+        let interval = self.stay.config.interval;
+        LOOK_PAUSE.min(interval / 4).max(LOOK_PAUSE_PER_HOST * self.hosts()).min(interval / 2)
+    }
+
+    fn hosts(&self) -> u32 {
+        u32::try_from(self.builder.view().hosts.len()).unwrap_or(u32::MAX)
     }
 
     async fn leave(&mut self, away: Option<u32>) {
@@ -330,12 +286,14 @@ impl Seat {
             if let Err(error) = self.publish(vec![Change::Put(Record::Host(goodbye))]).await {
                 tracing::warn!(%error, "no goodbye could be published");
             }
-            let told = self.others_answering().count().min(3) as u64;
+            self.push_own().await;
+            // A frame's arrival is not heard of; that of an ACK, which carries the goodbye too, is.
+            let told = self.gossip_around() as u64;
             // Without it the others find out by themselves.
             _ = time::timeout(GOODBYE_BOUND, acks.wait_for(|acks| *acks >= sent + told)).await;
         }
         self.chitchat.abort();
-        if time::timeout(CLOSE_BOUND, self.wire.close()).await.is_err() {
+        if time::timeout(CLOSE_BOUND, self.stay.wire.close()).await.is_err() {
             tracing::debug!("some peers did not take the goodbye in time");
         }
     }
@@ -347,52 +305,22 @@ fn ticks(period: Duration) -> time::Interval {
     ticks
 }
 
-fn sightings(chitchat: &Chitchat) -> impl Iterator<Item = Sighting<'_, impl Iterator<Item = (&str, &str)>>> {
-    chitchat.node_states().iter().map(|(id, state): (&ChitchatId, &NodeState)| Sighting {
-        node_id: &id.node_id,
-        generation: id.generation_id,
-        address: id.gossip_advertise_addr,
-        max_version: state.max_version(),
+/// What was asked for, once; never, while nothing is asked.
+async fn asked(asking: &mut Option<BoxFuture<'static, Option<Snapshot>>>) -> Option<Snapshot> {
+    let Some(answer) = asking else { return std::future::pending().await };
+    let snapshot = answer.await;
+    *asking = None;
+    snapshot
+}
+
+fn beats(chitchat: &Chitchat) -> impl Iterator<Item = Beat<'_>> {
+    chitchat.node_states().iter().map(|(owner, state)| Beat {
+        owner,
         heartbeat: state.heartbeat().into(),
         // chitchat forgets the samples of those it finds dead, so that having a timeout is being
         // live; this costs one look-up where its set of live hosts would have to be copied.
-        timeout: chitchat.failure_detection_timeout(id),
-        key_values: state.key_values(),
+        timeout: chitchat.failure_detection_timeout(owner),
     })
-}
-
-async fn start(
-    config: &Config,
-    wire: &Arc<dyn Wire>,
-    gate: &Arc<Gate>,
-    generation: u64,
-    own: &OwnRecords,
-) -> anyhow::Result<ChitchatHandle> {
-    let chitchat_id = ChitchatId::new(config.host.node_id(), generation, config.advertise);
-    let failure_detector_config = FailureDetectorConfig {
-        phi_threshold: 8.0,
-        // A small window forgets soon, so that detection is as quick after a day as after a minute.
-        sampling_window_size: 100,
-        max_interval: Duration::from_secs(10),
-        initial_interval: Duration::from_secs(1).min(2 * config.interval),
-        dead_node_grace_period: config.timings.grace,
-    };
-    let config = ChitchatConfig {
-        chitchat_id,
-        cluster_id: config.region.to_string(),
-        gossip_interval: config.interval,
-        listen_addr: config.listen,
-        // Seeds are ours to call: chitchat would wait for their names before it starts.
-        seed_nodes: Vec::new(),
-        failure_detector_config,
-        marked_for_deletion_grace_period: Duration::from_secs(15 * 60),
-        catchup_callback: None,
-        // Nobody watches chitchat's live nodes, and each change of them would copy all states.
-        extra_liveness_predicate: Some(Box::new(|_| false)),
-        protocol_version: ProtocolVersion::V1,
-    };
-    let transport = WireTransport { wire: wire.clone(), gate: gate.clone() };
-    chitchat::spawn_chitchat(config, own.initial(), &transport).await
 }
 
 #[cfg(test)]

@@ -134,6 +134,11 @@ impl Life {
         }
     }
 
+    /// A host that is out of answers elsewhere, `since` before now.
+    pub fn silent(generation: u64, since: Instant, now: Instant) -> Self {
+        Self { standing: Standing::Dead, dead_since: Some(since), ..Self::begin(generation, now) }
+    }
+
     /// How the host stands since the last [`observe`](Self::observe).
     pub fn standing(&self) -> Standing {
         self.standing

@@ -2,7 +2,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::fixtures::{host, member};
-use crate::record::Key;
+use crate::record::{HostRecord, Key, Record};
 
 const INTERVAL: Duration = Duration::from_millis(500);
 
@@ -43,10 +43,27 @@ fn seen(node_id: &str, generation: u64, version: u64, records: &[Record]) -> See
     }
 }
 
+impl Seen {
+    fn owner(&self) -> ChitchatId {
+        ChitchatId::new(self.node_id.as_str(), self.generation, self.address)
+    }
+
+    fn state(&self) -> NodeState {
+        let mut state = NodeState::for_test();
+        for (key, value) in &self.key_values {
+            state.set(key, value);
+        }
+        state.set_max_version(self.version);
+        state
+    }
+}
+
 impl Region {
     fn of(known: &[KnownHost]) -> Self {
         let (own, now) = ("a".parse().unwrap(), Instant::now());
-        let builder = ViewBuilder::new(&own, known, Timings::of(INTERVAL), Arc::default(), now);
+        let mut builder =
+            ViewBuilder::new(&own, known, Timings::of(INTERVAL), Arc::default(), Interner::default(), now);
+        builder.publishes(1, address(b'a'));
         Self { builder, now, seen: vec![seen("a", 1, 1, &[host("a")])] }
     }
 
@@ -60,16 +77,18 @@ impl Region {
     fn after(&mut self, pause: Duration) -> Arc<View> {
         self.now += pause;
         let heartbeat = self.now.elapsed().as_millis() as u64;
-        let sightings = self.seen.iter().map(|seen| Sighting {
-            node_id: &seen.node_id,
-            generation: seen.generation,
-            address: seen.address,
-            max_version: seen.version,
+        let states: BTreeMap<ChitchatId, (NodeState, bool)> =
+            self.seen.iter().map(|seen| (seen.owner(), (seen.state(), seen.live))).collect();
+        for (owner, state) in self.builder.moved(states.iter().map(|(owner, (state, _))| (owner, state))) {
+            self.builder.see(owner, state, Via::Chitchat, self.now);
+        }
+        let beats = states.iter().map(|(owner, (_, live))| Beat {
+            owner,
             heartbeat,
-            timeout: seen.live.then_some(Duration::from_secs(3600)),
-            key_values: seen.key_values.iter().map(|(key, value)| (key.as_str(), value.as_str())),
+            timeout: live.then_some(Duration::from_secs(3600)),
         });
-        self.builder.look((1, address(b'a')), sightings, self.now);
+        self.builder.hear(beats, self.now);
+        self.builder.build();
         self.builder.view().clone()
     }
 

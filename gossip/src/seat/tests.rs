@@ -4,7 +4,10 @@ use super::*;
 use crate::fixtures::{host, member};
 use crate::memory::MemoryNetwork;
 use crate::record::Key;
+use crate::standing::Standing;
 use crate::standing::Timings;
+use crate::transport::ADMISSION_BYTES_MAX;
+use chitchat::ChitchatId;
 
 const INTERVAL: Duration = Duration::from_millis(500);
 
@@ -45,7 +48,10 @@ async fn seat(network: &MemoryNetwork, name: &str, number: u8, seeds: &[u8]) -> 
             Ok(())
         })
     };
-    (Seat::take(config, wire, own, persist, seeds, None).await.unwrap(), persisted)
+    let builder =
+        ViewBuilder::new(&id, &[], config.timings, wire.counters(), Default::default(), Instant::now());
+    let stay = Stay { config, wire, persist, seeds };
+    (Seat::take(stay, own, builder, None, None).await.unwrap(), persisted)
 }
 
 async fn until(what: &str, mut views: watch::Receiver<Arc<View>>, condition: impl FnMut(&Arc<View>) -> bool) {
@@ -169,7 +175,7 @@ async fn a_region_heals_after_a_cut_longer_than_chitchats_memory() {
 #[tokio::test(start_paused = true)]
 async fn a_region_near_the_wall_lets_no_new_host_in() {
     let network = MemoryNetwork::new();
-    let (a, _) = seat(&network, "a", 1, &[]).await;
+    let (mut a, _) = seat(&network, "a", 1, &[]).await;
     let chitchat = a.chitchat.chitchat();
     let stranger: HostId = "stranger".parse().unwrap();
     assert_eq!(a.greeting(&stranger, address(9)).await.full, None);

@@ -1,0 +1,70 @@
+//! Compression of frames and snapshot pages: records of one region resemble each other.
+
+use std::borrow::Cow;
+
+/// Shorter bodies are not worth it.
+const PACK_BYTES_MIN: usize = 512;
+/// zstd's fastest ordinary level: others wait for what is packed here.
+const LEVEL: i32 = 1;
+/// Length of the unpacked body as a little-endian number; 0 when it is not packed.
+const PREFIX: usize = 4;
+
+/// Appends the body to `to`, compressed if that makes it shorter.
+pub(crate) fn pack(body: &[u8], to: &mut Vec<u8>) {
+    let packed = (body.len() >= PACK_BYTES_MIN).then(|| zstd::bulk::compress(body, LEVEL).ok()).flatten();
+    let packed = packed.filter(|packed| packed.len() < body.len());
+    match (packed, u32::try_from(body.len())) {
+        (Some(packed), Ok(length)) => {
+            to.extend_from_slice(&length.to_le_bytes());
+            to.extend_from_slice(&packed);
+        }
+        _ => {
+            to.extend_from_slice(&[0; PREFIX]);
+            to.extend_from_slice(body);
+        }
+    }
+}
+
+/// Reads what [`pack`] wrote; none when it is something else, or longer than `bytes_max`.
+pub(crate) fn unpack(bytes: &[u8], bytes_max: usize) -> Option<Cow<'_, [u8]>> {
+    let (length, body) = bytes.split_first_chunk::<PREFIX>()?;
+    match u32::from_le_bytes(*length) as usize {
+        0 => (body.len() <= bytes_max).then_some(Cow::Borrowed(body)),
+        length if length > bytes_max => None,
+        length => {
+            let plain = zstd::bulk::decompress(body, length).ok()?;
+            (plain.len() == length).then_some(Cow::Owned(plain))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packed(body: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        pack(body, &mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn what_is_packed_is_read_again_and_nothing_beyond_the_bound() {
+        for body in [&b""[..], b"short", &[7; 600], &[7; 100_000]] {
+            assert_eq!(unpack(&packed(body), body.len()).as_deref(), Some(body));
+            if !body.is_empty() {
+                assert_eq!(unpack(&packed(body), body.len() - 1), None);
+            }
+        }
+        assert!(packed(&[7; 100_000]).len() < 100);
+    }
+
+    #[test]
+    fn what_lies_about_its_length_is_nothing() {
+        let mut bytes = packed(&[7; 600]);
+        assert_eq!(unpack(&bytes[..2], 1000), None);
+        assert_eq!(unpack(&bytes[..bytes.len() - 1], 1000), None);
+        bytes[0] = bytes[0].wrapping_add(1);
+        assert_eq!(unpack(&bytes, 1000), None);
+    }
+}

@@ -1,0 +1,106 @@
+//! Other hosts: who is greeted, who is served a snapshot, who is called.
+
+use std::net::SocketAddr;
+
+use rand::seq::IteratorRandom as _;
+use tokio::time::Instant;
+
+use super::Seat;
+use crate::greeting::Greeting;
+use crate::id::HostId;
+use crate::snapshot::{self, Snapshot};
+use crate::standing::Standing;
+use crate::transport::{ADMISSION_BYTES_MAX, digest_bytes};
+
+/// One in so many intervals a seed is gossiped with even when all is well: two halves of a region
+/// that never knew each other meet there.
+const SEED_PERIOD: u64 = 10;
+/// How many hosts are told of a goodbye one by one.
+const GOODBYES: usize = 3;
+/// How many hosts are asked for a snapshot in one interval.
+const ASKED: usize = 2;
+
+impl Seat {
+    pub(super) async fn greeting(&mut self, from: &HostId, address: SocketAddr) -> Greeting {
+        let generation = self.highest_seen(from).await;
+        let node_id = from.node_id();
+        let chitchat = self.chitchat.chitchat();
+        let chitchat = chitchat.lock().await;
+        let twin = chitchat.node_states().keys().find(|id| {
+            *id.node_id == *node_id
+                && id.gossip_advertise_addr != address
+                && chitchat.failure_detection_timeout(id).is_some()
+        });
+        let twin = twin.map(|id| id.gossip_advertise_addr);
+        let bytes = digest_bytes(chitchat.node_states().keys());
+        let full = (generation.is_none() && bytes > ADMISSION_BYTES_MAX).then_some(bytes);
+        Greeting { generation, twin, full }
+    }
+
+    /// Serves one page of a snapshot, or says why not.
+    pub(super) async fn serve(&mut self, to: SocketAddr, body: &[u8]) -> Vec<u8> {
+        let others = self.others_answering().sample(&mut rand::rng(), 2 * ASKED);
+        let chitchat = self.chitchat.chitchat();
+        let chitchat = chitchat.lock().await;
+        self.read_held(&chitchat);
+        self.untold = true;
+        self.served.answer(to, body, &chitchat, &self.builder, others.into_iter(), Instant::now())
+    }
+
+    /// Takes in a snapshot that was asked for after the start.
+    pub(super) async fn land(&mut self, snapshot: Snapshot) {
+        let now = Instant::now();
+        let chitchat = self.chitchat.chitchat();
+        let mut chitchat = chitchat.lock().await;
+        snapshot.remember(&mut self.builder, now);
+        snapshot.apply(&mut chitchat);
+        self.read_held(&chitchat);
+        self.tell();
+    }
+
+    /// Gossips beyond what chitchat picks: it never calls hosts whose grace is over, so that a long
+    /// partition would not heal, and it knows no seeds.
+    pub(super) fn reach_out(&mut self) {
+        self.intervals += 1;
+        let view = self.builder.view().clone();
+        let silent = view.hosts.values().filter(|host| !host.standing.answers()).map(|host| host.address);
+        if let Some(address) = silent.choose(&mut rand::rng()) {
+            self.gossip(address);
+        }
+        let alone = self.others_answering().next().is_none();
+        if alone || !view.whole || self.intervals.is_multiple_of(SEED_PERIOD) {
+            let seeds = self.stay.seeds.borrow().addresses.clone();
+            let known = view.hosts.values().map(|host| host.address).filter(|_| !view.whole);
+            if let Some(address) = seeds.into_iter().chain(known).choose(&mut rand::rng()) {
+                self.gossip(address);
+            }
+        }
+        if !self.builder.is_whole() && self.asking.is_none() && !alone {
+            let wire = self.stay.wire.clone();
+            let peers = self.others_answering().sample(&mut rand::rng(), ASKED);
+            self.asking = Some(Box::pin(async move { snapshot::ask(&*wire, peers).await }));
+        }
+    }
+
+    /// Gossips at once with some random hosts; returns with how many.
+    pub(super) fn gossip_around(&self) -> usize {
+        let chosen = self.others_answering().sample(&mut rand::rng(), GOODBYES);
+        for address in &chosen {
+            self.gossip(*address);
+        }
+        chosen.len()
+    }
+
+    pub(super) fn others_answering(&self) -> impl Iterator<Item = SocketAddr> {
+        let others = self.builder.view().hosts.iter().filter(|(id, _)| **id != self.stay.config.host);
+        others
+            .filter(|(_, host)| matches!(host.standing, Standing::Answering | Standing::Late))
+            .map(|(_, host)| host.address)
+    }
+
+    pub(super) fn gossip(&self, address: SocketAddr) {
+        if address != self.stay.config.advertise && self.chitchat.gossip(address).is_err() {
+            tracing::debug!(%address, "gossip has ended; the next look starts it anew");
+        }
+    }
+}
