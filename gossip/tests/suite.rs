@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "clippy allows it in test functions only, not beside them")]
 
 mod common;
+mod eager;
 mod identity;
 mod region;
 mod wire;
