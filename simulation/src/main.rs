@@ -5,10 +5,12 @@
 //! are left to the tests that have them.
 
 mod cluster;
+mod convergence;
 mod entropy;
 mod history;
 mod laws;
 mod operation;
+mod pool;
 mod random;
 mod scenario;
 mod seeds;
@@ -49,28 +51,48 @@ struct Arguments {
     seeds: Option<RangeInclusive<u64>>,
     /// A scenario by name instead of one drawn from the seed
     #[arg(long, value_name = "NAME", value_parser = named)]
-    scenario: Option<&'static Scenario>,
+    scenario: Option<Named>,
     /// How long a drawn scenario disturbs the region, in virtual seconds
     #[arg(long, value_name = "T", default_value_t = 60)]
     virtual_seconds: u64,
     /// How many of the last events are printed when a law is broken
     #[arg(long, value_name = "N", default_value_t = 60)]
     events: usize,
+    #[command(flatten)]
+    convergence: convergence::Options,
 }
 
-fn named(name: &str) -> Result<&'static Scenario, String> {
-    scenario::find(name).ok_or_else(|| {
+/// What `--scenario` names.
+#[derive(Clone, Copy)]
+enum Named {
+    /// A script played with laws.
+    Script(&'static Scenario),
+    /// Changes of a quiet region, timed.
+    Convergence(convergence::Selection),
+}
+
+fn named(name: &str) -> Result<Named, String> {
+    let script = scenario::find(name).map(Named::Script);
+    script.or_else(|| convergence::Selection::find(name).map(Named::Convergence)).ok_or_else(|| {
+        let scripts = scenario::SCENARIOS.iter().map(|s| (s.name, s.about));
         let names: Vec<_> =
-            scenario::SCENARIOS.iter().map(|s| format!("{:16} {}", s.name, s.about)).collect();
+            scripts.chain(convergence::names()).map(|(name, about)| format!("{name:24} {about}")).collect();
         format!("there are\n  {}", names.join("\n  "))
     })
 }
 
 impl Arguments {
+    fn script(&self) -> Option<&'static Scenario> {
+        match self.scenario? {
+            Named::Script(script) => Some(script),
+            Named::Convergence(_) => None,
+        }
+    }
+
     /// What one seed of them is run by.
     fn again(&self) -> Vec<String> {
         let hosts = self.hosts.map(|hosts| ["--hosts".to_owned(), hosts.to_string()]);
-        let scenario = self.scenario.map(|scenario| ["--scenario".to_owned(), scenario.name.to_owned()]);
+        let scenario = self.script().map(|scenario| ["--scenario".to_owned(), scenario.name.to_owned()]);
         let lasting = ["--virtual-seconds".to_owned(), self.virtual_seconds.to_string()];
         hosts.into_iter().chain(scenario).chain([lasting]).flatten().collect()
     }
@@ -80,15 +102,25 @@ fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     let filter = tracing_subscriber::EnvFilter::from_default_env();
     tracing_subscriber::fmt().without_time().with_env_filter(filter).with_writer(io::stderr).init();
-    match arguments.seeds.clone() {
-        Some(seeds) => seeds::run_all(seeds, &arguments.again()),
-        None => run(arguments),
+    let Arguments { seed, seeds, hosts, scenario, convergence, .. } = &arguments;
+    match (*scenario, seeds.clone()) {
+        (Some(Named::Convergence(selection)), seeds) => match (selection.single(), *hosts) {
+            (Some(what), Some(hosts)) if seeds.is_none() => {
+                let model = convergence.model();
+                run(*seed, move || convergence::tell_one(what, hosts.into(), model))
+            }
+            _ => convergence::tell_all(selection, seeds, convergence),
+        },
+        (_, Some(seeds)) => seeds::run_all(seeds, &arguments.again()),
+        (_, None) => run(*seed, move || tell(arguments)),
     }
 }
 
 /// Runs one seed, on a fresh thread of its own: see [`entropy::seed`].
-fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let seed = arguments.seed;
+fn run<F>(seed: u64, told: impl FnOnce() -> F + Send + 'static) -> anyhow::Result<ExitCode>
+where
+    F: Future<Output = anyhow::Result<ExitCode>>,
+{
     let report = std::panic::take_hook();
     // A task that panics would end alone and unheard.
     std::panic::set_hook(Box::new(move |panic| {
@@ -97,28 +129,28 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         process::exit(1);
     }));
     let thread = thread::Builder::new().name(format!("seed {seed}")).stack_size(STACK_BYTES);
-    let told = thread.spawn(move || {
+    let ended = thread.spawn(move || {
         entropy::seed(seed);
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build()?;
-        runtime.block_on(tell(&arguments))
+        runtime.block_on(told())
     })?;
-    told.join().unwrap_or_else(|_| unreachable!("a panic ends the process"))
+    ended.join().unwrap_or_else(|_| unreachable!("a panic ends the process"))
 }
 
 /// Unoptimised futures of a whole agent are long.
 const STACK_BYTES: usize = 16 << 20;
 
-async fn tell(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+async fn tell(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let seed = arguments.seed;
     let mut rng = SmallRng::seed_from_u64(seed);
     let drawn = random::hosts(&mut rng);
     let hosts =
-        arguments.hosts.unwrap_or_else(|| arguments.scenario.map_or(drawn, |scenario| scenario.hosts));
+        arguments.hosts.unwrap_or_else(|| arguments.script().map_or(drawn, |scenario| scenario.hosts));
     // Some time after 2023, another one for each seed.
     let epoch_ns = (1_700_000_000 + seed % 100_000_000) * 1_000_000_000;
     let mut stage = Stage::new(Cluster::new(hosts, epoch_ns, History::begin(arguments.events))?);
-    let told = match arguments.scenario {
+    let told = match arguments.script() {
         Some(scenario) => stage.play((scenario.script)(usize::from(hosts))).await,
         None => random::play(&mut stage, &mut rng, Duration::from_secs(arguments.virtual_seconds)).await,
     };
