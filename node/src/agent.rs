@@ -2,47 +2,51 @@
 //! becomes what the kernel should hold and what names resolve. Nothing downstream writes upstream.
 
 mod claim;
+mod contested;
+mod event;
+mod follow;
 mod join;
 mod question;
 mod reconcile;
+mod step;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use gossip::id::{HostId, MemberId, NetworkId};
-use gossip::record::{HostRecord, Key, Record};
-use gossip::{Ask, Change, Gossip, KnownHost, View};
+use gossip::record::{Key, Record};
+use gossip::view::HostRecords;
+use gossip::{Ask, Gossip, KnownHost, View};
 use netplumb::kernel::{Container, Kernel};
 use netplumb::plan::Prune;
-use netplumb::state::Vtep;
+use netplumb::state::{Desired, Vtep};
 use resolver::Zone;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
+pub use contested::Moved;
+pub use event::{Event, EventKind};
 pub use reconcile::Built;
 
 use crate::attach::{Call, Claimed, Context, Refusal};
-use crate::claims::{Ledger, MemberKey};
+use crate::claims::{Answer, Bench, Grants, Ledger, MemberKey, Question, Told};
 use crate::config::Config;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::names::{Listen, Names};
 use crate::project::{self, Here};
 use crate::store::{Entry, Store, Stored};
-use claim::READDRESS_PER_TICK;
+use contested::READDRESS_PER_TICK;
+use event::Events;
 use join::{Join, Joined, known_view, settle, start_delay};
-use question::{Pending, Question};
+use question::Pending;
 use reconcile::{Wanted, reconcile};
 
-/// A record younger than this makes its readers send the first packet.
-const YOUNG: Duration = Duration::from_secs(10);
 /// How often the containers of own members are looked at, and quarantines end.
 const TICK: Duration = Duration::from_secs(1);
-/// How often it is said that no seed answers.
-const LONELY: Duration = Duration::from_secs(60);
 /// How often the other hosts are written down.
 const REMEMBER: Duration = Duration::from_secs(5);
 
@@ -67,8 +71,6 @@ pub struct Seams<K, S, W> {
 pub struct Snapshot {
     /// The region as seen from here.
     pub view: Arc<View>,
-    /// Who holds what in it.
-    pub ledger: Arc<Ledger>,
     /// Own members.
     pub journal: Arc<Journal>,
     /// Names by network, of the networks with members here.
@@ -77,12 +79,25 @@ pub struct Snapshot {
     pub generation: u64,
     /// Why this host has not joined the region, when it has not.
     pub unjoined: Option<String>,
+    /// What happened here that is worth telling, oldest first; the last few hundred.
+    pub events: Arc<VecDeque<Event>>,
+}
+
+impl Snapshot {
+    /// Who holds what in the view.
+    pub fn ledger(&self) -> Ledger {
+        Ledger::of(&self.view)
+    }
 }
 
 /// A message of a task to the loop.
 pub enum Step {
-    /// Claim what a new member needs and publish it as joining.
-    Claim(Box<(Call, Container)>, oneshot::Sender<Result<Claimed, Refusal>>),
+    /// Claim what a new member needs and publish it as joining, given what judges have said so far.
+    Claim(Box<(Call, Container, Told)>, oneshot::Sender<Result<Claimed, Refusal>>),
+    /// Give a contested member what it needs instead.
+    Move(MemberId, Box<Told>, oneshot::Sender<Moved>),
+    /// Ask a judge; nothing comes back when it does not answer in time.
+    Ask(HostId, Question, oneshot::Sender<Option<Answer>>),
     /// The member's journal entry is on disk: build it. Answers the revision to wait for.
     Build(MemberId, oneshot::Sender<u64>),
     /// Ask a host whether it has a member in its kernel.
@@ -176,15 +191,14 @@ where
     metrics.set_resolver(names.counters());
 
     let view = Arc::new(known_view(&known));
-    // What was known before this start is not young.
-    let seen = member_keys(&view).map(|key| (key, None)).collect();
+    let journal = Arc::new(journal);
     let (snapshot, snapshots) = watch::channel(Snapshot {
         view: view.clone(),
-        ledger: Arc::default(),
-        journal: Arc::new(journal.clone()),
+        journal: journal.clone(),
         zones: Arc::default(),
         generation: 0,
         unjoined: Some("not joined yet".into()),
+        events: Arc::default(),
     });
     let (steps, step_queue) = mpsc::channel(256);
     let wanted =
@@ -213,15 +227,20 @@ where
             known,
             generation_floor: generation + 1,
             timings,
-            eager: true,
-            parsed: Default::default(),
-            now_ns: seams.clock,
+            eager: config.thresholds.eager,
+            parsed: config.thresholds.parsed.clone(),
+            now_ns: seams.clock.clone(),
         },
         wire: seams.wire,
         store: seams.store.clone(),
         delay,
     };
+    let now = Instant::now();
     let agent = Agent {
+        bench: Bench::new(config.host.clone(), timings.hold, now),
+        grants: Grants::new(timings.hold),
+        ledger: Ledger::default(),
+        asked: BTreeSet::new(),
         here,
         timings,
         quarantine,
@@ -236,15 +255,20 @@ where
         joined_at: None,
         unjoined: Some("not joined yet".into()),
         view,
-        ledger: Arc::default(),
+        own: Own::default(),
+        followed: Arc::default(),
         journal,
-        published: BTreeMap::new(),
-        seen,
+        published: None,
+        young: BTreeMap::new(),
         pending: Vec::new(),
+        desired: Desired::default(),
+        mtu: 0,
         revision: 0,
         want,
         snapshot,
+        moving: BTreeSet::new(),
         readdresses_left: READDRESS_PER_TICK,
+        events: Events::new(seams.clock),
         lonely_told: None,
         seeds,
         watching: None,
@@ -256,7 +280,7 @@ where
     Ok(Handle { context, snapshot: snapshots, metrics, stop: Some(stop), task })
 }
 
-/// The loop's state. INVARIANT: `published` is what gossip was last told of this host's own keys.
+/// The loop's state.
 struct Agent<K, S> {
     here: Here,
     timings: gossip::Timings,
@@ -271,23 +295,48 @@ struct Agent<K, S> {
     gossip: Option<Gossip>,
     joined_at: Option<Instant>,
     unjoined: Option<String>,
+    /// The view as gossip has it.
     view: Arc<View>,
-    ledger: Arc<Ledger>,
-    journal: Journal,
-    published: BTreeMap<Key, Record>,
-    seen: BTreeMap<MemberKey, Option<Instant>>,
+    own: Own,
+    /// The view with this host's intent in it, as followed last.
+    followed: Arc<View>,
+    /// Who holds what in it.
+    ledger: Ledger,
+    /// Who judges, by it.
+    bench: Bench,
+    grants: Grants,
+    /// Networks without members here that were asked about lately: their books stay open.
+    asked: BTreeSet<NetworkId>,
+    journal: Arc<Journal>,
+    /// The journal whose records gossip was last told.
+    published: Option<(Arc<Journal>, BTreeMap<Key, Record>)>,
+    /// When members were first seen, as long as that is a short while ago.
+    young: BTreeMap<MemberKey, Instant>,
     pending: Vec<Pending>,
+    /// What the kernel was last wanted to hold, and the MTU it was projected with.
+    desired: Desired,
+    mtu: u32,
     revision: u64,
     want: watch::Sender<Wanted>,
     snapshot: watch::Sender<Snapshot>,
+    /// Own members that are being given other things.
+    moving: BTreeSet<MemberId>,
     /// How many own members may be re-addressed until the next tick.
     readdresses_left: usize,
+    events: Events,
     /// When it was last said that no seed answers.
     lonely_told: Option<Instant>,
     seeds: Vec<String>,
     watching: Option<tokio::task::AbortHandle>,
     remembered: Vec<KnownHost>,
     tasks: JoinSet<()>,
+}
+
+/// This host's own records as the journal has them.
+#[derive(Default)]
+struct Own {
+    journal: Option<Arc<Journal>>,
+    records: Option<Arc<HostRecords>>,
 }
 
 impl<K: Kernel, S: Store + Clone> Agent<K, S> {
@@ -305,33 +354,47 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         let mut asks: Option<mpsc::Receiver<Ask>> = None;
         let mut tick = interval_of(TICK);
         let mut remember = interval_of(REMEMBER);
+        // Often enough to find out that the loop had stalled before it judges.
+        let mut beat = interval_of(self.timings.hold / 2);
         self.follow().await;
         loop {
             tokio::select! {
                 _ = &mut stopped => break,
-                Some(answer) = joined.recv() => match answer {
-                    Joined::In(gossip, inbox) => {
-                        views = Some(gossip.view());
-                        asks = Some(inbox);
-                        self.enter(gossip).await;
+                Some(answer) = joined.recv() => {
+                    self.bench.beat(Instant::now());
+                    match answer {
+                        Joined::Arrived(arrival) => self.arrive(*arrival, &join, &joins).await,
+                        Joined::In(gossip, inbox) => {
+                            views = Some(gossip.view());
+                            asks = Some(inbox);
+                            self.enter(gossip).await;
+                        }
+                        Joined::Not(error) => {
+                            tracing::error!("not joined: {error}; trying again in {} s", JOIN_RETRY.as_secs());
+                            self.unjoined = Some(error.to_string());
+                            self.tell();
+                            self.try_join(&join, &joins, JOIN_RETRY);
+                        }
                     }
-                    Joined::Not(error) => {
-                        tracing::error!("not joined: {error}; trying again in {} s", JOIN_RETRY.as_secs());
-                        self.unjoined = Some(error.to_string());
-                        self.tell();
-                        self.try_join(&join, &joins, JOIN_RETRY);
-                    }
-                },
+                }
                 Some(view) = changed(&mut views) => {
+                    self.bench.beat(Instant::now());
                     self.view = view;
                     self.follow().await;
                 }
-                Some(ask) = next(&mut asks) => self.hear(ask).await,
-                Some(step) = steps.recv() => self.step(step).await,
+                Some(ask) = next(&mut asks) => {
+                    self.bench.beat(Instant::now());
+                    self.hear(ask);
+                }
+                Some(step) = steps.recv() => {
+                    self.bench.beat(Instant::now());
+                    self.step(step).await;
+                }
                 Ok(()) = built.changed() => {
                     let built = built.borrow_and_update().clone();
                     self.on_built(&built).await;
                 }
+                _ = beat.tick() => self.bench.beat(Instant::now()),
                 _ = tick.tick() => self.on_tick().await,
                 _ = remember.tick() => self.remember(),
                 Some(_) = self.tasks.join_next(), if !self.tasks.is_empty() => {}
@@ -343,297 +406,28 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         self.tasks.shutdown().await;
     }
 
-    fn try_join<W: gossip::Wire + Clone>(
-        &mut self,
-        join: &Arc<Join<S, W>>,
-        answer: &mpsc::Sender<Joined>,
-        delay: Duration,
-    ) {
-        if delay > JOIN_RETRY {
-            tracing::warn!(
-                delay_s = delay.as_secs(),
-                "started often within a minute: joining later, serving locally"
-            );
-        }
-        let (join, answer, records) = (join.clone(), answer.clone(), self.initial());
-        self.tasks.spawn(async move {
-            let joined = join.once(records, delay).await;
-            // The receiver ends with the loop only.
-            let _ = answer.send(joined).await;
-        });
-    }
-
-    /// This host's first records; `host` is put last by gossip.
-    fn initial(&self) -> Vec<Record> {
-        self.journal.initial().into_iter().chain([Record::Host(self.host_record())]).collect()
-    }
-
-    fn host_record(&self) -> HostRecord {
-        HostRecord {
-            name: self.here.host.clone(),
-            counter: self.ledger.counter_max,
-            vtep: self.here.vtep.address,
-            port: self.here.vtep.port,
-            mtu: self.here.underlay_mtu,
-            speaks: gossip::record::FORMAT,
-            away: None,
-            unknown: BTreeMap::new(),
-        }
-    }
-
     async fn enter(&mut self, gossip: Gossip) {
-        tracing::info!(region = %self.here.region, host = %self.here.host, generation = gossip.generation(), "joined");
+        let now = Instant::now();
+        let generation = gossip.generation();
+        tracing::info!(region = %self.here.region, host = %self.here.host, generation, "joined");
+        self.events
+            .note(EventKind::Joined, format!("joined {} as generation {generation}", self.here.region));
         self.view = gossip.view().borrow().clone();
-        self.gossip = Some(gossip);
-        self.joined_at = Some(Instant::now());
-        self.unjoined = None;
         // What was published at the join may be older than the journal: told again, same values
         // are not sent.
-        self.published.clear();
+        self.published = None;
+        // What was there before this host is not young.
         self.follow().await;
-    }
-
-    /// Everything that follows from the view and the journal: own records, the kernel, names.
-    async fn follow(&mut self) {
-        let view = self.with_own(&self.view);
-        let mut ledger = Ledger::of(&view);
-        let view = if self.yield_contested(&mut ledger) {
-            let view = self.with_own(&self.view);
-            ledger = Ledger::of(&view);
-            view
-        } else {
-            view
-        };
-        self.ledger = Arc::new(ledger);
-        self.publish().await;
-        self.note_young(&view);
-        self.want(&view);
-        self.names.follow(&view, &self.ledger, &self.journal);
-        self.answer_pending();
-        self.tell_of(view);
-    }
-
-    /// The view with this host's intent in place of what it has published.
-    fn with_own(&self, view: &View) -> View {
-        let mut view = view.clone();
-        let members = self.journal.records().into_iter().map(|(pn, member, record)| ((pn, member), record));
-        let records = gossip::view::HostRecords {
-            host: self.host_record(),
-            networks: self.journal.claims(),
-            members: members.collect(),
-        };
-        let own = view.hosts.get(&self.here.host);
-        let own = gossip::view::Host {
-            generation: own.map_or(0, |h| h.generation),
-            version: own.map_or(0, |h| h.version),
-            address: self.advertise,
-            standing: gossip::Standing::Answering,
-            silent_since: None,
-            via: gossip::view::Via::Chitchat,
-            records: Arc::new(records),
-        };
-        view.hosts.insert(self.here.host.clone(), own);
-        view
-    }
-
-    /// Tells gossip what differs from what it was told.
-    async fn publish(&mut self) {
-        let Some(gossip) = self.gossip.clone() else { return };
-        let target: BTreeMap<Key, Record> =
-            self.journal.initial().into_iter().map(|record| (record.key(), record)).collect();
-        // Networks come before members (the order of keys), what goes comes last: readers never see a
-        // member of a network nobody has a word on.
-        let gone = self.published.keys().filter(|k| !target.contains_key(k)).cloned().map(Change::Delete);
-        let new = target.iter().filter(|(k, r)| self.published.get(k) != Some(r));
-        let changes: Vec<Change> = new.map(|(_, r)| Change::Put(r.clone())).chain(gone).collect();
-        if changes.is_empty() {
-            return;
-        }
-        match gossip.publish(changes).await {
-            Ok(()) => self.published = target,
-            Err(error) => tracing::error!("own records were refused: {error}"),
-        }
-    }
-
-    fn note_young(&mut self, view: &View) {
-        let now = Instant::now();
-        let keys: Vec<MemberKey> = member_keys(view).collect();
-        let mut seen = std::mem::take(&mut self.seen);
-        self.seen = keys
-            .into_iter()
-            .map(|key| {
-                let first = seen.remove(&key).unwrap_or(Some(now));
-                (key, first.filter(|at| now - *at < YOUNG))
-            })
-            .collect();
-    }
-
-    /// Asks the reconciler to make the kernel follow, when that is something new.
-    fn want(&mut self, view: &View) {
-        let seen = &self.seen;
-        let young = |key: &MemberKey| seen.get(key).is_some_and(Option::is_some);
-        let desired = project::desired(view, &self.ledger, &self.here, self.journal.durable(), young);
-        let ours = project::ours(self.journal.in_kernel());
-        let prune = if self.view.whole && !self.view.cut_off { Prune::All } else { Prune::HoldRemote };
-        let same = {
-            let last = self.want.borrow();
-            last.revision > 0 && *last.desired == desired && *last.ours == ours && last.prune == prune
-        };
-        if !same {
-            self.revision += 1;
-            let wanted =
-                Wanted { revision: self.revision, desired: Arc::new(desired), ours: Arc::new(ours), prune };
-            self.want.send_replace(wanted);
-        }
-    }
-
-    fn tell(&self) {
-        self.tell_of(self.with_own(&self.view));
-    }
-
-    fn tell_of(&self, view: View) {
-        self.snapshot.send_replace(Snapshot {
-            view: Arc::new(view),
-            ledger: self.ledger.clone(),
-            journal: Arc::new(self.journal.clone()),
-            zones: self.names.zones(),
-            generation: self.gossip.as_ref().map_or(0, |g| g.generation()),
-            unjoined: self.unjoined.clone(),
-        });
-    }
-
-    async fn step(&mut self, step: Step) {
-        match step {
-            Step::Claim(call, reply) => {
-                let (call, container) = *call;
-                let claimed = self.claim(call, container);
-                let new = matches!(claimed, Ok(Claimed::New(..)));
-                // Answered before it is published: the journal is written meanwhile.
-                let _ = reply.send(claimed);
-                if new {
-                    self.follow().await;
-                }
-            }
-            Step::Build(member, reply) => {
-                self.journal.mark_durable(&member);
-                self.follow().await;
-                let _ = reply.send(self.revision);
-            }
-            Step::AskApplied { host, network, member, counter, wait, reply } => {
-                let Some(gossip) = self.gossip.clone() else { return };
-                let Ok(body) = serde_json::to_vec(&Question::Applied { network, member, counter }) else {
-                    return;
-                };
-                let (started, metrics) = (Instant::now(), self.metrics.clone());
-                self.tasks.spawn(async move {
-                    let said = gossip.ask(&host, body, wait).await.is_ok_and(|answer| answer == b"true");
-                    if said {
-                        metrics.converged(started.elapsed());
-                    }
-                    let _ = reply.send(said);
-                });
-            }
-            Step::Ready(member, reply) => {
-                let ready = self.ready(&member);
-                self.follow().await;
-                let _ = reply.send(ready);
-            }
-            Step::Release(member, reply) => {
-                self.journal.release(&member, Instant::now() + self.quarantine);
-                self.follow().await;
-                let _ = reply.send(self.revision);
-            }
-        }
-    }
-
-    async fn on_built(&mut self, built: &Built) {
-        if built.revision >= self.revision {
-            let gone: Vec<MemberId> =
-                self.journal.to_tear_down().into_iter().filter(|m| !built.failed.contains_key(m)).collect();
-            if !gone.is_empty() {
-                for member in &gone {
-                    self.journal.mark_torn_down(member);
-                }
-                self.follow().await;
-            }
-        }
-        self.answer_pending();
-    }
-
-    async fn on_tick(&mut self) {
-        self.tell_lonely();
-        self.readdresses_left = READDRESS_PER_TICK;
-        if !self.ledger.contested_addresses.is_empty() {
-            self.follow().await;
-        }
-        let expired = self.journal.expire(Instant::now());
-        if !expired.is_empty() {
-            for entry in expired {
-                let store = self.store.clone();
-                self.tasks.spawn(async move {
-                    if let Err(error) = store.remove(&entry.member).await {
-                        tracing::error!(member = %entry.member, "journal: {error}");
-                    }
-                });
-            }
-            self.follow().await;
-        }
-        if self.watching.as_ref().is_none_or(tokio::task::AbortHandle::is_finished) {
-            let live: Vec<Entry> = self.journal.durable().cloned().collect();
-            let (context, kernel) = (self.context.clone(), self.kernel.clone());
-            self.watching = Some(self.tasks.spawn(async move {
-                for entry in live {
-                    if !kernel.alive(&entry.netns, entry.inode).await {
-                        tracing::info!(member = %entry.member, container = %entry.container, "container is gone: detaching");
-                        if let Err(error) = context.clone().detach(entry).await {
-                            tracing::warn!("detach of a gone container: {error}");
-                        }
-                    }
-                }
-            }));
-        }
-    }
-
-    /// Says once a minute that no seed answers: the host serves its own containers meanwhile.
-    fn tell_lonely(&mut self) {
-        let now = Instant::now();
-        let answered = self.view.answering().any(|(host, _)| *host != self.here.host);
-        let early = self.joined_at.is_none_or(|joined| now - joined < self.timings.hold);
-        if answered || early || self.seeds.is_empty() {
-            self.lonely_told = None;
-        } else if self.lonely_told.is_none_or(|told| now - told >= LONELY) {
-            self.lonely_told = Some(now);
-            let seeds = self.seeds.join(", ");
-            tracing::warn!(
-                "no other host answers: trying the seeds ({seeds}) for ever, serving this host's containers"
-            );
-        }
-    }
-
-    fn remember(&mut self) {
-        let Some(gossip) = &self.gossip else { return };
-        let known = gossip.known();
-        if known == self.remembered {
-            return;
-        }
-        self.remembered = known.clone();
-        let store = self.store.clone();
-        self.tasks.spawn(async move {
-            if let Err(error) = store.set_known(&known).await {
-                tracing::warn!("the last view was not kept: {error}");
-            }
-        });
+        self.gossip = Some(gossip);
+        self.joined_at = Some(now);
+        self.bench.publish(now);
+        self.unjoined = None;
+        self.follow().await;
     }
 }
 
 /// How long after a refused join the next is tried.
 const JOIN_RETRY: Duration = Duration::from_secs(5);
-
-fn member_keys(view: &View) -> impl Iterator<Item = MemberKey> {
-    view.hosts.iter().flat_map(|(host, h)| {
-        h.records.members.keys().map(move |(pn, member)| (host.clone(), *pn, member.clone()))
-    })
-}
 
 fn interval_of(period: Duration) -> tokio::time::Interval {
     let mut interval = tokio::time::interval(period);

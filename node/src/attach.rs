@@ -1,29 +1,19 @@
-//! Attach and detach in their steps, each a task of its own beside the agent's loop: take the
-//! namespace, claim and journal, publish as joining, build, wait for the other hosts, publish as
-//! ready. Any failure releases what was claimed.
+//! Attaching a container: what a caller asks for and is told, and what refuses it.
+
+mod context;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
 
 use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
-use gossip::record::MemberState;
 use ipnet::{IpNet, Ipv4Net};
-use netplumb::kernel::{Container, Kernel, NetnsSource};
+use netplumb::kernel::Container;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
 
-use crate::agent::{Built, Step};
+pub use context::{Applied, Claimed, Context};
+
 use crate::project;
-use crate::store::{Entry, Store};
-
-/// How long the whole call may take, the wait for other hosts excluded.
-const ATTACH_BOUND: Duration = Duration::from_secs(15);
-/// How long an attach waits for the other hosts when the caller does not say.
-const APPLIED_WAIT_DEFAULT: Duration = Duration::from_millis(250);
 
 /// What a caller asks for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -193,221 +183,6 @@ pub struct Call {
     pub container: String,
     /// The rest.
     pub request: Request,
-}
-
-/// What the loop says to a claim.
-pub enum Claimed {
-    /// It is a member already.
-    Existing(Box<Entry>),
-    /// Another call is attaching it, or claims cannot be made yet: ask again then.
-    Later(Instant, String),
-    /// Something of an earlier member stands in the container, and no journal entry names it.
-    Leftovers,
-    /// Claimed and published as joining; these hosts have members of the network.
-    New(Box<Entry>, Vec<HostId>),
-}
-
-/// What a task needs of the agent.
-pub struct Context<K, S> {
-    /// The kernel, to take the namespace.
-    pub kernel: Arc<K>,
-    /// The journal on disk.
-    pub store: S,
-    /// To the loop.
-    pub steps: mpsc::Sender<Step>,
-    /// What has been built.
-    pub built: watch::Receiver<Arc<Built>>,
-    /// Attach where nf_tables is missing.
-    pub unguarded: bool,
-}
-
-impl<K, S: Clone> Clone for Context<K, S> {
-    fn clone(&self) -> Self {
-        Context {
-            kernel: self.kernel.clone(),
-            store: self.store.clone(),
-            steps: self.steps.clone(),
-            built: self.built.clone(),
-            unguarded: self.unguarded,
-        }
-    }
-}
-
-impl<K: Kernel, S: Store> Context<K, S> {
-    /// Attaches; the entry is ready, journalled and built when this returns.
-    pub async fn attach(self, call: Call) -> Result<(Entry, Applied), Refusal> {
-        let started = Instant::now();
-        check_request(&call)?;
-        let container = self.take(&call.request.netns).await?;
-        let (entry, hosts) = match self.claim(call.clone(), container, started + ATTACH_BOUND).await? {
-            Claim::Existing(entry) => return Ok((*entry, Applied::default())),
-            Claim::New(entry, hosts) => (*entry, hosts),
-        };
-        let wait = call.request.wait_ms.map_or(APPLIED_WAIT_DEFAULT, Duration::from_millis);
-        let member = entry.member.clone();
-        let asked = self.ask_applied(&entry, hosts, wait);
-        let made = async {
-            self.store.put(&entry).await.map_err(|e| unwritten(&e))?;
-            self.build(&member, started + ATTACH_BOUND).await
-        };
-        let applied = match tokio::join!(made, asked) {
-            (Ok(()), applied) => applied,
-            (Err(refusal), _) => {
-                self.release(entry).await;
-                return Err(refusal);
-            }
-        };
-        match self.ready(&member).await {
-            Ok(entry) => Ok((entry, applied)),
-            Err(refusal) => {
-                self.release(entry).await;
-                Err(refusal)
-            }
-        }
-    }
-
-    /// Detaches: out of DNS first, then out of the kernel. Returns when nothing is left of it.
-    pub async fn detach(self, mut entry: Entry) -> Result<(), Refusal> {
-        entry.state = MemberState::Released;
-        self.store.put(&entry).await.map_err(|e| unwritten(&e))?;
-        let revision = self.step(|reply| Step::Release(entry.member.clone(), reply)).await?;
-        self.built(revision, Instant::now() + ATTACH_BOUND).await?;
-        Ok(())
-    }
-
-    /// Step 1: the namespace, and that nothing in it is in the way.
-    async fn take(&self, netns: &Netns) -> Result<Container, Refusal> {
-        let source = match netns {
-            Netns::Path(path) => NetnsSource::Path(path.clone()),
-            Netns::Pid { id, inode } => NetnsSource::Pid { pid: *id, inode: *inode },
-        };
-        let container = self.kernel.identify(&source).await.map_err(|e| Refusal::from(&e))?;
-        if container.own {
-            return Err(Refusal::new(
-                RefusalKind::Conflict,
-                "this is the host's own network namespace: a private network is for containers",
-            )
-            .hint("run the container without --network host"));
-        }
-        if !container.nf_tables && !self.unguarded {
-            return Err(Refusal::new(
-                RefusalKind::Failed,
-                "this kernel has no nf_tables, so the private address cannot be protected from the container's \
-                 other networks",
-            )
-            .hint("load the nf_tables module, or set `unguarded = true` to attach all the same"));
-        }
-        Ok(container)
-    }
-
-    /// Step 2 and 3: the loop claims the things and publishes the member as joining.
-    async fn claim(&self, call: Call, mut container: Container, deadline: Instant) -> Result<Claim, Refusal> {
-        loop {
-            let asked = Box::new((call.clone(), container.clone()));
-            match self.step(|reply| Step::Claim(asked, reply)).await?? {
-                Claimed::Existing(entry) => return Ok(Claim::Existing(entry)),
-                Claimed::New(entry, hosts) => return Ok(Claim::New(entry, hosts)),
-                Claimed::Leftovers => {
-                    self.kernel.clean(&container.netns).await.map_err(|e| Refusal::from(&e))?;
-                    container = self.take(&call.request.netns).await?;
-                }
-                Claimed::Later(then, why) if then > deadline => {
-                    return Err(Refusal::new(RefusalKind::Unready, why));
-                }
-                Claimed::Later(then, _) => tokio::time::sleep_until(then).await,
-            }
-        }
-    }
-
-    /// Step 4: the reconciler builds it.
-    async fn build(&self, member: &MemberId, deadline: Instant) -> Result<(), Refusal> {
-        let revision = self.step(|reply| Step::Build(member.clone(), reply)).await?;
-        let built = self.built(revision, deadline).await?;
-        match built.failed.get(member) {
-            Some(error) => Err(error.clone()),
-            None => Ok(()),
-        }
-    }
-
-    /// Step 5, first half: who has the member in its kernel, of the hosts that need it.
-    async fn ask_applied(&self, entry: &Entry, hosts: Vec<HostId>, wait: Duration) -> Applied {
-        let deadline = Instant::now() + wait;
-        let asks = hosts.into_iter().map(|host| {
-            let (reply, answer) = oneshot::channel();
-            let ask = Step::AskApplied {
-                host: host.clone(),
-                network: entry.network,
-                member: entry.member.clone(),
-                counter: entry.counter,
-                wait,
-                reply,
-            };
-            async move {
-                let sent = self.steps.send(ask).await.is_ok();
-                let said = sent && matches!(tokio::time::timeout_at(deadline, answer).await, Ok(Ok(true)));
-                (host, said)
-            }
-        });
-        let mut applied = Applied::default();
-        for (host, said) in futures::future::join_all(asks).await {
-            if said { applied.applied.push(host) } else { applied.missing.push(host) }
-        }
-        applied
-    }
-
-    /// Step 5, second half: the promise is written down, then made.
-    async fn ready(&self, member: &MemberId) -> Result<Entry, Refusal> {
-        let entry = self.step(|reply| Step::Ready(member.clone(), reply)).await??;
-        self.store.put(&entry).await.map_err(|e| unwritten(&e))?;
-        Ok(entry)
-    }
-
-    async fn release(&self, mut entry: Entry) {
-        if let Ok(revision) = self.step(|reply| Step::Release(entry.member.clone(), reply)).await {
-            entry.state = MemberState::Released;
-            // Best effort, as the store may be what has failed: an entry that stays as joining is
-            // released at the next start, and what is left is torn down from the journal.
-            let _ = self.store.put(&entry).await;
-            let _ = self.built(revision, Instant::now() + ATTACH_BOUND).await;
-        }
-    }
-
-    async fn step<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Step) -> Result<T, Refusal> {
-        let stopping = || Refusal::new(RefusalKind::Unready, "the agent is stopping");
-        let (reply, answer) = oneshot::channel();
-        self.steps.send(make(reply)).await.map_err(|_| stopping())?;
-        answer.await.map_err(|_| stopping())
-    }
-
-    async fn built(&self, revision: u64, deadline: Instant) -> Result<Arc<Built>, Refusal> {
-        let mut built = self.built.clone();
-        let reached = built.wait_for(|built| built.revision >= revision);
-        match tokio::time::timeout_at(deadline, reached).await {
-            Ok(Ok(built)) => Ok(built.clone()),
-            Ok(Err(_)) => Err(Refusal::new(RefusalKind::Unready, "the agent is stopping")),
-            Err(_) => Err(Refusal::new(RefusalKind::Timeout, "the kernel was not ready in time")
-                .hint("see the agent's log for the operation that hangs")),
-        }
-    }
-}
-
-enum Claim {
-    Existing(Box<Entry>),
-    New(Box<Entry>, Vec<HostId>),
-}
-
-/// Which hosts of the network said they have the new member.
-#[derive(Debug, Clone, Default)]
-pub struct Applied {
-    /// Those that did.
-    pub applied: Vec<HostId>,
-    /// Those that did not in time.
-    pub missing: Vec<HostId>,
-}
-
-fn unwritten(error: &std::io::Error) -> Refusal {
-    Refusal::new(RefusalKind::Failed, format!("the journal cannot be written: {error}"))
-        .hint("free space on state_dir, or make it writable")
 }
 
 /// Longest interface name (IFNAMSIZ - 1).

@@ -45,12 +45,22 @@ pub struct Config {
 
 /// Bounds that follow from the gossip interval and the TTL unless they are given. Not in the file:
 /// the simulation shortens them, so that an hour's wait does not take an hour.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Thresholds {
     /// Bounds for the standing of hosts, T_hold among them; [`gossip::Timings::of`] the interval.
     pub timings: Option<gossip::Timings>,
     /// How long the address of a detached member rests; TTL + 5 s.
     pub quarantine: Option<Duration>,
+    /// Whether changes are pushed at once; without it gossip's rounds alone carry them.
+    pub eager: bool,
+    /// Parsed records, shared by all agents of one process.
+    pub parsed: gossip::Interner,
+}
+
+impl Default for Thresholds {
+    fn default() -> Thresholds {
+        Thresholds { timings: None, quarantine: None, eager: true, parsed: gossip::Interner::default() }
+    }
 }
 
 /// Where this agent gossips, and with whom first.

@@ -18,6 +18,8 @@ pub struct Journal {
     /// Released members: when the quarantine of their address ends, and whether the kernel is rid
     /// of them.
     released: BTreeMap<MemberId, Released>,
+    /// Networks of which an entry has changed since they were last taken.
+    changed: BTreeSet<NetworkId>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +33,7 @@ impl Journal {
     pub fn restore(entries: Vec<Entry>, quarantine_end: Instant) -> Journal {
         let mut journal = Journal::default();
         for entry in entries {
+            journal.changed.insert(entry.network);
             if entry.state == MemberState::Released {
                 let released = Released { until: quarantine_end, torn_down: false };
                 journal.released.insert(entry.member.clone(), released);
@@ -73,8 +76,19 @@ impl Journal {
         self.live().find(|e| e.network == network && (e.member.as_str() == id || e.container == id))
     }
 
+    /// Whether a network of this host has changed since they were last taken.
+    pub fn has_changed(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    /// The networks of which an entry has changed since the last call.
+    pub fn take_changed(&mut self) -> BTreeSet<NetworkId> {
+        std::mem::take(&mut self.changed)
+    }
+
     /// A new claim.
     pub fn insert(&mut self, entry: Entry) {
+        self.changed.insert(entry.network);
         self.entries.insert(entry.member.clone(), entry);
     }
 
@@ -82,17 +96,20 @@ impl Journal {
     pub fn change(&mut self, member: &MemberId, change: impl FnOnce(&mut Entry)) -> Option<&Entry> {
         let entry = self.entries.get_mut(member).filter(|e| e.state != MemberState::Released)?;
         change(entry);
+        self.changed.insert(entry.network);
         Some(entry)
     }
 
     /// Notes that an entry is on disk.
     pub fn mark_durable(&mut self, member: &MemberId) {
         self.durable.insert(member.clone());
+        self.changed.extend(self.entries.get(member).map(|entry| entry.network));
     }
 
-    /// Ends a member; its address rests until then.
-    pub fn release(&mut self, member: &MemberId, until: Instant) {
-        if self.change(member, |entry| entry.state = MemberState::Released).is_some() {
+    /// Ends a member; its address rests until then. `counter` tells what was released before what.
+    pub fn release(&mut self, member: &MemberId, counter: u64, until: Instant) {
+        let end = |entry: &mut Entry| (entry.state, entry.counter) = (MemberState::Released, counter);
+        if self.change(member, end).is_some() {
             self.released.insert(member.clone(), Released { until, torn_down: false });
         }
     }
@@ -101,12 +118,18 @@ impl Journal {
     pub fn mark_torn_down(&mut self, member: &MemberId) {
         if let Some(released) = self.released.get_mut(member) {
             released.torn_down = true;
+            self.changed.extend(self.entries.get(member).map(|entry| entry.network));
         }
     }
 
     /// Released members not yet known to be out of the kernel.
     pub fn to_tear_down(&self) -> Vec<MemberId> {
         self.released.iter().filter(|(_, r)| !r.torn_down).map(|(m, _)| m.clone()).collect()
+    }
+
+    /// Whether there is anything to [`expire`](Self::expire).
+    pub fn any_expired(&self, now: Instant) -> bool {
+        self.released.values().any(|r| r.torn_down && r.until <= now)
     }
 
     /// Takes out the entries whose quarantine is over and of which nothing is left.
@@ -121,7 +144,9 @@ impl Journal {
             .filter_map(|member| {
                 self.released.remove(member);
                 self.durable.remove(member);
-                self.entries.remove(member)
+                let entry = self.entries.remove(member)?;
+                self.changed.insert(entry.network);
+                Some(entry)
             })
             .collect()
     }
@@ -132,8 +157,8 @@ impl Journal {
     }
 
     /// Own member records, as claims and gossip take them.
-    pub fn records(&self) -> Vec<(NetworkId, MemberId, MemberRecord)> {
-        self.entries.values().map(|e| (e.network, e.member.clone(), project::record(e))).collect()
+    pub fn records(&self) -> BTreeMap<(NetworkId, MemberId), MemberRecord> {
+        self.entries.values().map(|e| ((e.network, e.member.clone()), project::record(e))).collect()
     }
 
     /// This host's word on its networks.
@@ -148,7 +173,7 @@ impl Journal {
     /// What a new generation of this host starts with: networks before their members.
     pub fn initial(&self) -> Vec<Record> {
         let members =
-            self.records().into_iter().map(|(pn, member, record)| Record::Member(pn, member, record));
+            self.records().into_iter().map(|((pn, member), record)| Record::Member(pn, member, record));
         self.claims().into_iter().map(|(pn, record)| Record::Network(pn, record)).chain(members).collect()
     }
 }

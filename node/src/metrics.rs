@@ -20,7 +20,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use crate::agent::Snapshot;
-use crate::claims::DEFAULT_SUBNET;
+use crate::claims::ledger::Tally;
+use crate::claims::{DEFAULT_SUBNET, Ledger};
 
 type Labels = Vec<(String, String)>;
 
@@ -112,7 +113,7 @@ impl Metrics {
         }
     }
 
-    /// An own claim was contested; `kind` is `address` or `ordinal`.
+    /// An own claim was contested; `kind` is `address`, `ordinal` or `vni`.
     pub fn conflict(&self, kind: &str) {
         self.conflicts.get_or_create(&vec![("kind".into(), kind.into())]).inc();
     }
@@ -192,35 +193,47 @@ fn state(sampled: &mut Sampled, snapshot: &Snapshot) {
         let count = snapshot.view.hosts.values().filter(|h| h.standing.as_str() == standing).count();
         sampled.gauge("hosts", hosts, &[("state", standing)], count as f64);
     }
-    sampled.gauge("networks", "Networks known in the region", &[], snapshot.ledger.networks.len() as f64);
-    let ledger = &snapshot.ledger;
-    for (kind, state, count) in [
-        ("address", "held", ledger.addresses.len()),
-        ("address", "resting", ledger.resting.len()),
-        ("address", "contested", ledger.contested_addresses.len()),
-        ("ordinal", "held", ledger.ordinals.len()),
-        ("ordinal", "contested", ledger.contested_ordinals.len()),
-        ("vni", "held", ledger.networks.len()),
-    ] {
-        sampled.gauge(
-            "claims",
-            "Claims by kind and state",
-            &[("kind", kind), ("state", state)],
-            count as f64,
-        );
-    }
+    let ledger = snapshot.ledger();
+    sampled.gauge("networks", "Networks known in the region", &[], ledger.networks.len() as f64);
+    claims(sampled, &ledger);
     for network in snapshot.journal.networks() {
         let label = network.to_string();
         let live = snapshot.journal.live().filter(|e| e.network == network && e.state == MemberState::Ready);
         sampled.gauge("members", "Members on this host", &[("network", &label)], live.count() as f64);
-        let held = ledger.addresses.keys().filter(|(pn, _)| *pn == network).count();
-        let resting = ledger.resting.keys().filter(|(pn, _)| *pn == network).count();
-        let subnet = ledger.networks.get(&network).map_or(DEFAULT_SUBNET, |n| n.subnet);
-        let free = subnet.hosts().count().saturating_sub(held + resting);
-        for (state, count) in [("held", held), ("resting", resting), ("free", free)] {
+        let tally = ledger.claims(network).tally();
+        let subnet = ledger.networks.get(network).map_or(DEFAULT_SUBNET, |n| n.subnet);
+        let free = subnet.hosts().count().saturating_sub(tally.held + tally.released + tally.ghosts);
+        let states =
+            [("held", tally.held), ("released", tally.released), ("ghost", tally.ghosts), ("free", free)];
+        for (state, count) in states {
             let labels = [("network", label.as_str()), ("state", state)];
             sampled.gauge("addresses", "Addresses of a network by state", &labels, count as f64);
         }
+    }
+}
+
+fn claims(sampled: &mut Sampled, ledger: &Ledger) {
+    let (mut addresses, mut ordinals) = (Tally::default(), (0, 0));
+    for (_, claims) in ledger.all_claims() {
+        let (tally, (held, contested)) = (claims.tally(), claims.numbers());
+        addresses.held += tally.held;
+        addresses.released += tally.released;
+        addresses.ghosts += tally.ghosts;
+        addresses.contested += tally.contested;
+        ordinals = (ordinals.0 + held, ordinals.1 + contested);
+    }
+    for (kind, state, count) in [
+        ("address", "held", addresses.held),
+        ("address", "released", addresses.released),
+        ("address", "ghost", addresses.ghosts),
+        ("address", "contested", addresses.contested),
+        ("ordinal", "held", ordinals.0),
+        ("ordinal", "contested", ordinals.1),
+        ("vni", "held", ledger.networks.len()),
+        ("vni", "contested", ledger.networks.moved().len()),
+    ] {
+        let labels = [("kind", kind), ("state", state)];
+        sampled.gauge("claims", "Claims by kind and state", &labels, count as f64);
     }
 }
 

@@ -98,12 +98,21 @@ impl Names {
         Ok(())
     }
 
-    /// Makes zones, scopes and listeners follow the view and the journal.
-    pub fn follow(&mut self, view: &View, ledger: &Ledger, journal: &Journal) {
-        let here: BTreeSet<NetworkId> = journal.live().map(|e| e.network).collect();
-        self.build(view, ledger, journal, &here);
+    /// Makes zones, scopes and listeners follow the view and the journal. Of the networks only those
+    /// that `touched` says have changed are looked at.
+    pub fn follow(
+        &mut self,
+        view: &View,
+        ledger: &Ledger,
+        journal: &Journal,
+        touched: impl Fn(&NetworkId) -> bool,
+    ) {
         // A view that is not whole but holds hosts is the persisted one: better than silence.
-        self.synced |= view.whole || view.hosts.len() > 1;
+        let synced = view.whole || view.hosts.len() > 1;
+        if !self.build(view, ledger, journal, touched) && (self.synced || !synced) {
+            return;
+        }
+        self.synced |= synced;
 
         let mut wanted: BTreeMap<u64, (BTreeSet<NetworkId>, &Entry)> = BTreeMap::new();
         for entry in journal.durable().filter(|e| e.state == MemberState::Ready) {
@@ -124,28 +133,47 @@ impl Names {
         }
     }
 
-    fn build(&mut self, view: &View, ledger: &Ledger, journal: &Journal, here: &BTreeSet<NetworkId>) {
-        let mut members = project::zone_members(view, ledger);
+    /// Whether something was touched.
+    fn build(
+        &mut self,
+        view: &View,
+        ledger: &Ledger,
+        journal: &Journal,
+        touched: impl Fn(&NetworkId) -> bool,
+    ) -> bool {
+        let here: BTreeSet<NetworkId> = journal.live().map(|e| e.network).collect();
+        let same = |network: &NetworkId| here.contains(network) && !touched(network);
+        if here.len() == self.zones.len() && self.zones.keys().all(same) {
+            return false;
+        }
         let mut zones = BTreeMap::new();
         let mut contents = BTreeMap::new();
         for network in here {
-            let members = members.remove(network).unwrap_or_default();
-            let last = self.zones.get(network).filter(|_| self.contents.get(network) == Some(&members));
-            let zone = match last {
-                Some(zone) => zone.clone(),
-                None => match self.zone(*network, &members, ledger, journal) {
-                    Ok(zone) => Arc::new(zone),
-                    Err(error) => {
-                        tracing::error!(%network, "names cannot be served: {error}");
-                        continue;
+            let last = self.zones.get(&network).zip(self.contents.remove(&network));
+            let last = last.map(|(zone, members)| (zone.clone(), members));
+            let built = match last {
+                Some(last) if !touched(&network) => Ok(last),
+                last => {
+                    let members = project::zone_members(view, ledger, network);
+                    match last.filter(|(_, before)| *before == members) {
+                        Some(last) => Ok(last),
+                        None => self
+                            .zone(network, &members, ledger, journal)
+                            .map(|zone| (Arc::new(zone), members)),
                     }
-                },
+                }
             };
-            zones.insert(*network, zone);
-            contents.insert(*network, members);
+            match built {
+                Ok((zone, members)) => {
+                    zones.insert(network, zone);
+                    contents.insert(network, members);
+                }
+                Err(error) => tracing::error!(%network, "names cannot be served: {error}"),
+            }
         }
         self.zones = Arc::new(zones);
         self.contents = contents;
+        true
     }
 
     fn zone(
@@ -156,7 +184,7 @@ impl Names {
         journal: &Journal,
     ) -> Result<Zone, resolver::ZoneError> {
         let own = journal.live().find(|e| e.network == network).map(|e| e.claim.subnet);
-        let subnet = ledger.networks.get(&network).map(|n| n.subnet).or(own);
+        let subnet = ledger.networks.get(network).map(|n| n.subnet).or(own);
         Zone::build(
             &network.to_string(),
             &self.dns.zone,

@@ -279,7 +279,7 @@ impl Cluster {
 
 /// What every simulated node is told beside its file.
 fn thresholds() -> Thresholds {
-    Thresholds { timings: Some(timings()), quarantine: Some(QUARANTINE) }
+    Thresholds { timings: Some(timings()), quarantine: Some(QUARANTINE), ..Thresholds::default() }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use gossip::{Arrival, Ask, Gossip, JoinError, KnownHost, View};
 use netplumb::kernel::Kernel;
 use tokio::sync::mpsc;
 
+use super::{Agent, EventKind, JOIN_RETRY};
 use crate::store::{Entry, Store};
 
 /// What joining the region takes.
@@ -21,22 +22,80 @@ pub(super) struct Join<S, W> {
 }
 
 pub(super) enum Joined {
+    /// The region has been heard; nothing is published yet.
+    Arrived(Box<Arrival>),
     In(Gossip, mpsc::Receiver<Ask>),
     Not(JoinError),
 }
 
-impl<S: Store + Clone, W: gossip::Wire + Clone> Join<S, W> {
-    pub(super) async fn once(&self, records: Vec<Record>, delay: Duration) -> Joined {
-        if !delay.is_zero() {
-            tokio::time::sleep(delay).await;
+impl<K: Kernel, S: Store + Clone> Agent<K, S> {
+    /// Begins to hear the region.
+    pub(super) fn try_join<W: gossip::Wire + Clone>(
+        &mut self,
+        join: &Arc<Join<S, W>>,
+        answer: &mpsc::Sender<Joined>,
+        delay: Duration,
+    ) {
+        if delay > JOIN_RETRY {
+            tracing::warn!(
+                delay_s = delay.as_secs(),
+                "started often within a minute: joining later, serving locally"
+            );
         }
-        let store = self.store.clone();
-        let persist = move |generation| store.set_generation(generation);
-        let joined =
-            async { Arrival::at(self.config.clone(), self.wire.clone()).await?.join(records, persist).await };
-        match joined.await {
-            Ok((gossip, asks)) => Joined::In(gossip, asks),
-            Err(error) => Joined::Not(error),
+        let (join, answer) = (join.clone(), answer.clone());
+        self.tasks.spawn(async move {
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
+            let arrived = Arrival::at(join.config.clone(), join.wire.clone()).await;
+            let joined = arrived.map_or_else(Joined::Not, |arrival| Joined::Arrived(Box::new(arrival)));
+            // The receiver ends with the loop only.
+            let _ = answer.send(joined).await;
+        });
+    }
+
+    /// The region has been heard: what it says decides what this host publishes first.
+    pub(super) async fn arrive<W: gossip::Wire + Clone>(
+        &mut self,
+        arrival: Arrival,
+        join: &Arc<Join<S, W>>,
+        answer: &mpsc::Sender<Joined>,
+    ) {
+        self.view = arrival.view();
+        self.follow().await;
+        self.yield_held();
+        self.follow().await;
+        let (records, store, answer) = (self.initial(), join.store.clone(), answer.clone());
+        self.tasks.spawn(async move {
+            let persist = move |generation| store.set_generation(generation);
+            let joined = match arrival.join(records, persist).await {
+                Ok((gossip, asks)) => Joined::In(gossip, asks),
+                Err(error) => Joined::Not(error),
+            };
+            let _ = answer.send(joined).await;
+        });
+    }
+
+    /// The returner yields: what a live member of an answering host has is that one's, however low
+    /// the counter of the claim made here before. A counter above all others makes this one the
+    /// contested one, in every view.
+    fn yield_held(&mut self) {
+        let held = |e: &&Entry| {
+            let others =
+                self.view.hosts.iter().filter(|(host, h)| **host != self.here.host && h.standing.answers());
+            let members = others.flat_map(|(_, h)| h.records.members.iter());
+            let mut same = members.filter(|((network, _), r)| {
+                *network == e.network && r.state != MemberState::Released && r.address == e.address
+            });
+            same.next().is_some()
+        };
+        let yielding: Vec<Entry> = self.journal.live().filter(held).cloned().collect();
+        for entry in yielding {
+            let what = format!("{} in {}: {} is another's now", entry.member, entry.network, entry.address);
+            tracing::warn!("{what}");
+            self.events.note(EventKind::Yielded, what);
+            let counter = self.ledger.next_counter();
+            self.change(Entry { counter, ..entry });
         }
     }
 }

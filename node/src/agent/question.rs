@@ -1,4 +1,4 @@
-//! What hosts ask each other: whether a new member is in the kernel already.
+//! What hosts ask each other: whether a new member is in the kernel already, and what a judge gives.
 
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Agent;
+use crate::claims;
 use crate::store::Store;
 
 /// How long a question about a record waits for the kernel.
@@ -22,6 +23,8 @@ pub(super) const APPLIED_BOUND: Duration = Duration::from_secs(2);
 pub(super) enum Question {
     /// Do you have this member in your kernel?
     Applied { network: NetworkId, member: MemberId, counter: u64 },
+    /// Give me this.
+    Claim(claims::Question),
 }
 
 /// A question waiting for the kernel.
@@ -48,13 +51,26 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         others.filter(|(_, h)| answers(h) && has(h)).map(|(host, _)| host.clone()).collect()
     }
 
-    /// Another host's question: answered when the kernel has followed the record asked about.
-    pub(super) async fn hear(&mut self, ask: Ask) {
-        let Ok(Question::Applied { network, member, counter }) = serde_json::from_slice(&ask.body) else {
+    /// Another host's question.
+    pub(super) fn hear(&mut self, ask: Ask) {
+        match serde_json::from_slice(&ask.body) {
+            Ok(Question::Applied { network, member, counter }) => {
+                self.hear_applied(ask, network, member, counter);
+            }
+            Ok(Question::Claim(question)) => {
+                let answer = self.desk(question.network()).judge(&ask.from, &question, &mut rand::rng());
+                tracing::debug!(from = %ask.from, ?question, ?answer, "judged");
+                if let Ok(body) = serde_json::to_vec(&answer) {
+                    let _ = ask.reply.send(body);
+                }
+            }
             // Dropping the reply refuses: a newer version asks what this one does not know.
-            tracing::debug!(from = %ask.from, "a question of an unknown kind");
-            return;
-        };
+            Err(_) => tracing::debug!(from = %ask.from, "a question of an unknown kind"),
+        }
+    }
+
+    /// Answered when the kernel has followed the record asked about.
+    fn hear_applied(&mut self, ask: Ask, network: NetworkId, member: MemberId, counter: u64) {
         let deadline = Instant::now() + APPLIED_BOUND;
         self.pending.push(Pending {
             from: ask.from,

@@ -1,0 +1,175 @@
+//! Own claims that lost: networks follow what the region says of them, contested members get other
+//! things.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gossip::id::{HostId, MemberId, NetworkId};
+use netplumb::kernel::Kernel;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::{Agent, EventKind};
+use crate::claims::desk::Wanted;
+use crate::claims::{Desk, Need, Next, Question, Told};
+use crate::project;
+use crate::store::{Entry, Store};
+
+/// Most own members re-addressed in one second.
+pub(super) const READDRESS_PER_TICK: usize = 10;
+
+/// What the loop says to a contested member.
+pub enum Moved {
+    /// It has what it needs, or is gone.
+    Done,
+    /// These are to be asked.
+    Ask(Box<Told>, Vec<(HostId, Question)>),
+    /// Try again then.
+    Later(Box<Told>, Instant),
+}
+
+impl<K: Kernel, S: Store + Clone> Agent<K, S> {
+    /// Own members follow their network's claim. Whether anything changed.
+    pub(super) fn follow_claims(&mut self) -> bool {
+        let stale = |e: &&Entry| self.ledger.networks.get(e.network).is_some_and(|claim| claim != e.claim);
+        let stale: Vec<Entry> = self.journal.live().filter(stale).cloned().collect();
+        let mut moved: BTreeSet<NetworkId> = BTreeSet::new();
+        for mut entry in stale.iter().cloned() {
+            let Some(claim) = self.ledger.networks.get(entry.network) else { continue };
+            if claim.vni != entry.claim.vni && moved.insert(entry.network) {
+                let (network, old, new) = (entry.network, entry.claim.vni, claim.vni);
+                tracing::warn!(%network, old, new, "the network has another VNI now");
+                self.events.note(EventKind::VniMoved, format!("{network}: VNI {old} became {new}"));
+                self.metrics.conflict("vni");
+            }
+            entry.claim = claim;
+            self.change(entry);
+        }
+        !stale.is_empty()
+    }
+
+    /// Begins to give contested members other things, each in a task of its own.
+    pub(super) fn settle_contested(&mut self) {
+        if self.gossip.is_none() {
+            return;
+        }
+        let waiting = |e: &&Entry| !self.moving.contains(&e.member) && self.need(e).is_some();
+        let contested: Vec<MemberId> =
+            self.journal.live().filter(waiting).map(|e| e.member.clone()).collect();
+        for member in contested.into_iter().take(self.readdresses_left) {
+            self.readdresses_left -= 1;
+            self.moving.insert(member.clone());
+            let context = self.context.clone();
+            self.tasks.spawn(async move { context.settle(member).await });
+        }
+    }
+
+    /// What a live member needs in place of what it lost; none when it lost nothing.
+    fn need(&self, entry: &Entry) -> Option<Need> {
+        let key = (self.here.host.clone(), entry.network, entry.member.clone());
+        let record = project::record(entry);
+        let outside = !entry.claim.subnet.contains(&entry.address);
+        let address = outside || self.ledger.address_contested(&key, &record);
+        // A chosen number is never changed behind its caller's back: the member goes without a
+        // numbered name until it is free.
+        let ordinal = !entry.ordinal_chosen && self.ledger.ordinal_contested(&key, &record);
+        (address || ordinal).then(|| Need {
+            network: entry.network,
+            subnet: entry.claim.subnet,
+            app: entry.app,
+            process: entry.process.clone(),
+            address: if address { Wanted::Any } else { Wanted::Nothing },
+            ordinal: if ordinal { Wanted::Any } else { Wanted::Nothing },
+        })
+    }
+
+    /// One round of a contested member's search.
+    pub(super) async fn move_member(
+        &mut self,
+        member: MemberId,
+        mut told: Box<Told>,
+        reply: oneshot::Sender<Moved>,
+    ) {
+        let entry = self.journal.live().find(|e| e.member == member).cloned();
+        let need = entry.as_ref().and_then(|entry| self.need(entry));
+        let (Some(entry), Some(need)) = (entry, need) else {
+            self.moving.remove(&member);
+            _ = reply.send(Moved::Done);
+            return;
+        };
+        let moved = match self.next(&need, &mut told) {
+            Next::Ask(questions) => Moved::Ask(told, questions),
+            Next::Wait(then, _) => Moved::Later(told, then),
+            Next::Refused(refused) => {
+                tracing::error!(%member, "contested, and {refused}");
+                self.moving.remove(&member);
+                Moved::Done
+            }
+            Next::Have(things) => {
+                self.moving.remove(&member);
+                self.give(entry, things.address, things.ordinal);
+                self.follow().await;
+                Moved::Done
+            }
+        };
+        _ = reply.send(moved);
+    }
+
+    fn give(&mut self, mut entry: Entry, address: Option<std::net::Ipv4Addr>, ordinal: Option<u32>) {
+        let member = entry.member.clone();
+        if let Some(address) = address {
+            let old = std::mem::replace(&mut entry.address, address);
+            tracing::warn!(%member, %old, new = %address, "address was contested: re-addressed");
+            self.events.note(
+                EventKind::Readdressed,
+                format!("{member} in {}: {old} became {address}", entry.network),
+            );
+            entry.address6 = entry.address6.map(|_| project::address6(entry.network, address));
+            self.metrics.conflict("address");
+        }
+        if let Some(ordinal) = ordinal {
+            let old = entry.ordinal.replace(ordinal).unwrap_or_default();
+            let what = format!("{member} in {}: {old}.{} became {ordinal}", entry.network, entry.process);
+            self.events.note(EventKind::Renumbered, what);
+            self.metrics.conflict("ordinal");
+        }
+        entry.counter = self.ledger.next_counter();
+        self.change(entry);
+    }
+
+    /// Changes an own member that is promised already, on disk too.
+    pub(super) fn change(&mut self, entry: Entry) {
+        self.journal().change(&entry.member, |e| *e = entry.clone());
+        self.write(entry);
+    }
+
+    /// Writes a changed entry of a member that is promised already; a failure is retried by the
+    /// next change and loses no more than the change.
+    pub(super) fn write(&mut self, entry: Entry) {
+        let store = self.store.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = store.put(&entry).await {
+                tracing::error!(member = %entry.member, "journal: {error}");
+            }
+        });
+    }
+
+    /// What is to be done to get what is needed, by what this host knows.
+    pub(super) fn next(&mut self, need: &Need, told: &mut Told) -> Next {
+        self.desk(need.network).next(need, told, &mut rand::rng())
+    }
+
+    /// This host's desk, with the books of a network open.
+    pub(super) fn desk(&mut self, network: NetworkId) -> Desk<'_> {
+        self.asked.insert(network);
+        let followed = Arc::clone(&self.followed);
+        self.ledger.open(network, &followed);
+        Desk { ledger: &self.ledger, bench: &self.bench, grants: &mut self.grants, now: Instant::now() }
+    }
+}
+
+impl Told {
+    /// How long a judge has to answer.
+    pub const BOUND: Duration = Duration::from_millis(300);
+}

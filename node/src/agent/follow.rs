@@ -1,0 +1,239 @@
+//! Everything that follows from the view and the journal: own records, the kernel, names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use gossip::id::NetworkId;
+use gossip::record::{HostRecord, Key, MemberState, Record};
+use gossip::view::{Host, HostRecords};
+use gossip::{Change, View};
+use netplumb::kernel::Kernel;
+use netplumb::plan::Prune;
+use tokio::time::Instant;
+
+use super::reconcile::Wanted;
+use super::{Agent, EventKind, Snapshot};
+use crate::claims::Changes;
+use crate::journal::Journal;
+use crate::project;
+use crate::store::{Entry, Store};
+
+/// A record younger than this makes its readers send the first packet.
+const YOUNG: Duration = Duration::from_secs(10);
+
+/// What a pass has to look at.
+#[derive(Default)]
+struct Touched {
+    networks: BTreeSet<NetworkId>,
+    /// Something that concerns every network.
+    all: bool,
+}
+
+impl<K: Kernel, S: Store + Clone> Agent<K, S> {
+    /// Makes everything follow. What did not change is not looked at.
+    pub(super) async fn follow(&mut self) {
+        let mut touched = Touched::default();
+        self.advance(&mut touched);
+        if self.follow_claims() {
+            self.advance(&mut touched);
+        }
+        self.publish().await;
+        self.want(&touched);
+        let is_touched = |network: &NetworkId| touched.all || touched.networks.contains(network);
+        self.names.follow(&self.followed, &self.ledger, &self.journal, is_touched);
+        self.answer_pending();
+        self.tell();
+        self.settle_contested();
+    }
+
+    /// Follows from the last view to the newest.
+    fn advance(&mut self, touched: &mut Touched) {
+        let own = if self.journal.has_changed() { self.journal().take_changed() } else { BTreeSet::new() };
+        let view = self.with_own();
+        let old = std::mem::replace(&mut self.followed, view);
+        if !Arc::ptr_eq(&old, &self.followed) {
+            self.advance_from(&old, touched);
+        }
+        for network in &own {
+            self.ledger.open(*network, &self.followed);
+        }
+        touched.networks.extend(own);
+    }
+
+    fn advance_from(&mut self, old: &View, touched: &mut Touched) {
+        let now = Instant::now();
+        let changes = Changes::between(old, &self.followed);
+        self.bench.follow(&changes, now);
+        let new = self.ledger.follow(&changes);
+        for change in &changes.hosts {
+            let members = change.new.map(|h| &h.records.members).into_iter().flatten();
+            for ((network, _), record) in members.filter(|(_, r)| r.state != MemberState::Released) {
+                self.grants.claimed(*network, record);
+            }
+        }
+        if self.gossip.is_some() {
+            self.young.extend(new.fresh.into_iter().map(|key| (key, now)));
+        }
+        let of_region = |view: &View| (view.whole, view.cut_off, view.twin);
+        touched.all |= of_region(old) != of_region(&self.followed);
+        touched.networks.extend(new.networks);
+        if new.hosts {
+            let mtu = project::fabric_mtu(&self.followed, &self.here);
+            touched.all |= mtu != self.mtu;
+            self.mtu = mtu;
+        }
+        self.tell_region(old);
+    }
+
+    fn tell_region(&mut self, old: &View) {
+        let new = &self.followed;
+        match (old.cut_off, new.cut_off) {
+            (false, true) => {
+                self.events.note(EventKind::CutOff, "no other host answers: names are frozen".into())
+            }
+            (true, false) => self.events.note(EventKind::Healed, "other hosts answer again".into()),
+            _ => {}
+        }
+        if let (None, Some(twin)) = (old.twin, new.twin) {
+            let detail = format!("another machine at {twin} answers under this host's name");
+            self.events.note(EventKind::Fenced, detail);
+        }
+    }
+
+    /// The view with this host's intent in place of what it has published.
+    fn with_own(&mut self) -> Arc<View> {
+        let same = self.own.journal.as_ref().is_some_and(|journal| Arc::ptr_eq(journal, &self.journal));
+        let records = match &self.own.records {
+            Some(records) if same => records.clone(),
+            _ => Arc::new(HostRecords {
+                host: self.host_record(),
+                networks: self.journal.claims(),
+                members: self.journal.records(),
+            }),
+        };
+        self.own.journal = Some(self.journal.clone());
+        self.own.records = Some(records.clone());
+        let own = self.view.hosts.get(&self.here.host);
+        if own.is_some_and(|own| says_the_same(own, &records)) {
+            return self.view.clone();
+        }
+        let own = Host {
+            generation: own.map_or(0, |h| h.generation),
+            version: own.map_or(0, |h| h.version),
+            address: self.advertise,
+            standing: gossip::Standing::Answering,
+            silent_since: None,
+            via: gossip::view::Via::Chitchat,
+            records,
+        };
+        let mut view = View::clone(&self.view);
+        view.hosts.insert(self.here.host.clone(), own);
+        Arc::new(view)
+    }
+
+    /// This host's first records; `host` is put last by gossip.
+    pub(super) fn initial(&self) -> Vec<Record> {
+        self.journal.initial().into_iter().chain([Record::Host(self.host_record())]).collect()
+    }
+
+    fn host_record(&self) -> HostRecord {
+        HostRecord {
+            name: self.here.host.clone(),
+            counter: self.ledger.counter_max,
+            vtep: self.here.vtep.address,
+            port: self.here.vtep.port,
+            mtu: self.here.underlay_mtu,
+            speaks: gossip::record::FORMAT,
+            away: None,
+            unknown: BTreeMap::new(),
+        }
+    }
+
+    /// Tells gossip what differs from what it was told.
+    async fn publish(&mut self) {
+        let Some(gossip) = self.gossip.clone() else { return };
+        let none = BTreeMap::new();
+        let told = match &self.published {
+            Some((journal, _)) if Arc::ptr_eq(journal, &self.journal) => return,
+            Some((_, told)) => told,
+            None => &none,
+        };
+        let target: BTreeMap<Key, Record> =
+            self.journal.initial().into_iter().map(|record| (record.key(), record)).collect();
+        // Networks come before members (the order of keys), what goes comes last: readers never see a
+        // member of a network nobody has a word on.
+        let gone = told.keys().filter(|k| !target.contains_key(k)).cloned().map(Change::Delete);
+        let new = target.iter().filter(|(k, r)| told.get(k) != Some(r));
+        let changes: Vec<Change> = new.map(|(_, r)| Change::Put(r.clone())).chain(gone).collect();
+        if !changes.is_empty()
+            && let Err(error) = gossip.publish(changes).await
+        {
+            tracing::error!("own records were refused: {error}");
+            return;
+        }
+        self.published = Some((self.journal.clone(), target));
+    }
+
+    /// Asks the reconciler to make the kernel follow, when that is something new.
+    fn want(&mut self, touched: &Touched) {
+        let mut own: BTreeMap<NetworkId, Vec<&Entry>> = BTreeMap::new();
+        for entry in self.journal.durable() {
+            own.entry(entry.network).or_default().push(entry);
+        }
+        let had: BTreeSet<NetworkId> =
+            self.desired.networks.keys().filter_map(|network| network.parse().ok()).collect();
+        let prune = if self.view.whole && !self.view.cut_off { Prune::All } else { Prune::HoldRemote };
+        let is_touched = |network: &NetworkId| touched.all || touched.networks.contains(network);
+        let concerned: Vec<NetworkId> = own.keys().chain(&had).filter(|n| is_touched(n)).copied().collect();
+        if concerned.is_empty() && self.want.borrow().prune == prune {
+            return;
+        }
+        let (now, young) = (Instant::now(), &self.young);
+        let young = |key: &_| young.get(key).is_some_and(|since| now - *since < YOUNG);
+        for network in concerned {
+            let own = own.get(&network).map_or(&[][..], Vec::as_slice);
+            let (view, ledger) = (&self.followed, &self.ledger);
+            match project::network(view, ledger, &self.here, self.mtu, (network, own), young) {
+                Some(projected) => _ = self.desired.networks.insert(network.to_string(), projected),
+                None => _ = self.desired.networks.remove(&network.to_string()),
+            }
+        }
+        let ours = project::ours(self.journal.in_kernel());
+        let same = {
+            let last = self.want.borrow();
+            last.revision > 0 && *last.desired == self.desired && *last.ours == ours && last.prune == prune
+        };
+        if !same {
+            self.revision += 1;
+            let (revision, desired) = (self.revision, Arc::new(self.desired.clone()));
+            self.want.send_replace(Wanted { revision, desired, ours: Arc::new(ours), prune });
+        }
+    }
+
+    pub(super) fn tell(&self) {
+        self.snapshot.send_replace(Snapshot {
+            view: self.followed.clone(),
+            journal: self.journal.clone(),
+            zones: self.names.zones(),
+            generation: self.gossip.as_ref().map_or(0, |g| g.generation()),
+            unjoined: self.unjoined.clone(),
+            events: self.events.log(),
+        });
+    }
+
+    /// The journal, to be changed: whoever reads the last one keeps it as it was.
+    pub(super) fn journal(&mut self) -> &mut Journal {
+        Arc::make_mut(&mut self.journal)
+    }
+
+    /// Forgets who is not young any more.
+    pub(super) fn grow_up(&mut self) {
+        let now = Instant::now();
+        self.young.retain(|_, since| now - *since < YOUNG);
+    }
+}
+
+fn says_the_same(published: &Host, own: &HostRecords) -> bool {
+    published.records.networks == own.networks && published.records.members == own.members
+}

@@ -1,0 +1,181 @@
+//! What the tasks around the loop ask of it, and what it does by the clock.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use gossip::id::{HostId, MemberId};
+use netplumb::kernel::Kernel;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::contested::READDRESS_PER_TICK;
+use super::question::Question;
+use super::{Agent, Built, Step};
+use crate::attach::Claimed;
+use crate::claims::{Answer, Told};
+use crate::store::{Entry, Store};
+
+/// How often it is said that no seed answers.
+const LONELY: Duration = Duration::from_secs(60);
+
+impl<K: Kernel, S: Store + Clone> Agent<K, S> {
+    pub(super) async fn step(&mut self, step: Step) {
+        match step {
+            Step::Claim(call, reply) => {
+                let (call, container, told) = *call;
+                let claimed = self.claim(call, container, Box::new(told));
+                let new = matches!(claimed, Ok(Claimed::New(..)));
+                // Answered before it is published: the journal is written meanwhile.
+                let _ = reply.send(claimed);
+                if new {
+                    self.follow().await;
+                }
+            }
+            Step::Move(member, told, reply) => self.move_member(member, told, reply).await,
+            Step::Ask(judge, question, reply) => self.ask_judge(judge, Question::Claim(question), reply),
+            Step::Build(member, reply) => {
+                self.journal().mark_durable(&member);
+                self.follow().await;
+                let _ = reply.send(self.revision);
+            }
+            Step::AskApplied { host, network, member, counter, wait, reply } => {
+                self.ask_applied(host, Question::Applied { network, member, counter }, wait, reply);
+            }
+            Step::Ready(member, reply) => {
+                let ready = self.ready(&member);
+                self.follow().await;
+                let _ = reply.send(ready);
+            }
+            Step::Release(member, reply) => {
+                let (counter, until) = (self.ledger.next_counter(), Instant::now() + self.quarantine);
+                self.journal().release(&member, counter, until);
+                self.follow().await;
+                let _ = reply.send(self.revision);
+            }
+        }
+    }
+
+    fn ask_judge(&mut self, judge: HostId, question: Question, reply: oneshot::Sender<Option<Answer>>) {
+        let Some(gossip) = self.gossip.clone() else { return };
+        let Ok(body) = serde_json::to_vec(&question) else { return };
+        self.tasks.spawn(async move {
+            let answer = gossip.ask(&judge, body, Told::BOUND).await;
+            let _ = reply.send(answer.ok().and_then(|answer| serde_json::from_slice(&answer).ok()));
+        });
+    }
+
+    fn ask_applied(
+        &mut self,
+        host: HostId,
+        question: Question,
+        wait: Duration,
+        reply: oneshot::Sender<bool>,
+    ) {
+        let Some(gossip) = self.gossip.clone() else { return };
+        let Ok(body) = serde_json::to_vec(&question) else { return };
+        let (started, metrics) = (Instant::now(), self.metrics.clone());
+        self.tasks.spawn(async move {
+            let said = gossip.ask(&host, body, wait).await.is_ok_and(|answer| answer == b"true");
+            if said {
+                metrics.converged(started.elapsed());
+            }
+            let _ = reply.send(said);
+        });
+    }
+
+    pub(super) async fn on_built(&mut self, built: &Built) {
+        if built.revision >= self.revision {
+            let gone: Vec<MemberId> =
+                self.journal.to_tear_down().into_iter().filter(|m| !built.failed.contains_key(m)).collect();
+            if !gone.is_empty() {
+                for member in &gone {
+                    self.journal().mark_torn_down(member);
+                }
+                self.follow().await;
+            }
+        }
+        self.answer_pending();
+    }
+
+    pub(super) async fn on_tick(&mut self) {
+        self.bench.beat(Instant::now());
+        self.tell_lonely();
+        self.grow_up();
+        self.readdresses_left = READDRESS_PER_TICK;
+        self.settle_contested();
+        self.expire().await;
+        if self.watching.as_ref().is_none_or(tokio::task::AbortHandle::is_finished) {
+            self.watch_containers();
+        }
+    }
+
+    /// Forgets released members whose quarantine is over.
+    async fn expire(&mut self) {
+        let now = Instant::now();
+        if !self.journal.any_expired(now) {
+            return;
+        }
+        for entry in self.journal().expire(now) {
+            let store = self.store.clone();
+            self.tasks.spawn(async move {
+                if let Err(error) = store.remove(&entry.member).await {
+                    tracing::error!(member = %entry.member, "journal: {error}");
+                }
+            });
+        }
+        self.follow().await;
+    }
+
+    fn watch_containers(&mut self) {
+        let live: Vec<Entry> = self.journal.durable().cloned().collect();
+        if live.is_empty() {
+            return;
+        }
+        let (context, kernel) = (self.context.clone(), self.kernel.clone());
+        self.watching = Some(self.tasks.spawn(async move {
+            for entry in live {
+                if !kernel.alive(&entry.netns, entry.inode).await {
+                    tracing::info!(member = %entry.member, container = %entry.container, "container is gone: detaching");
+                    if let Err(error) = context.clone().detach(entry).await {
+                        tracing::warn!("detach of a gone container: {error}");
+                    }
+                }
+            }
+        }));
+    }
+
+    /// Says once a minute that no seed answers: the host serves its own containers meanwhile.
+    fn tell_lonely(&mut self) {
+        let now = Instant::now();
+        let answered = self.view.answering().any(|(host, _)| *host != self.here.host);
+        let early = self.joined_at.is_none_or(|joined| now - joined < self.timings.hold);
+        if answered || early || self.seeds.is_empty() {
+            self.lonely_told = None;
+        } else if self.lonely_told.is_none_or(|told| now - told >= LONELY) {
+            self.lonely_told = Some(now);
+            let seeds = self.seeds.join(", ");
+            tracing::warn!(
+                "no other host answers: trying the seeds ({seeds}) for ever, serving this host's containers"
+            );
+        }
+    }
+
+    /// Writes down the other hosts, and closes the books nobody looks into.
+    pub(super) fn remember(&mut self) {
+        let mut keep: BTreeSet<_> = self.journal.networks();
+        keep.append(&mut self.asked);
+        self.ledger.close_others(&keep);
+        let Some(gossip) = &self.gossip else { return };
+        let known = gossip.known();
+        if known == self.remembered {
+            return;
+        }
+        self.remembered = known.clone();
+        let store = self.store.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = store.set_known(&known).await {
+                tracing::warn!("the last view was not kept: {error}");
+            }
+        });
+    }
+}

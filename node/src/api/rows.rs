@@ -1,0 +1,340 @@
+//! What the API shows: the agent, the region and the names as rows.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
+use gossip::record::{MemberState, NetworkRecord};
+use serde::{Deserialize, Serialize};
+
+use super::{Served, malformed};
+use crate::agent::{Event, Snapshot};
+use crate::attach::Refusal;
+use crate::claims::Ledger;
+use crate::lookup::{self, Lookup};
+
+/// The agent in figures.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The agent's version.
+    pub version: String,
+    /// Its region.
+    pub region: String,
+    /// Its host.
+    pub host: HostId,
+    /// The generation it publishes in; 0 before the join.
+    pub generation: u64,
+    /// Whether it is ready: joined, the view whole, not cut off.
+    pub ready: bool,
+    /// What is wrong, in sentences; empty when nothing is.
+    pub problems: Vec<String>,
+    /// Hosts by standing.
+    pub hosts: BTreeMap<String, usize>,
+    /// Networks in the region.
+    pub networks: usize,
+    /// Members on this host.
+    pub members: usize,
+    /// Claims by kind and state.
+    pub claims: BTreeMap<String, usize>,
+    /// The claims of each network.
+    pub addresses: Vec<NetworkClaims>,
+    /// When the host's certificate expires, in seconds since 1970.
+    pub certificate_expires: i64,
+}
+
+/// The claims of one network, counted.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NetworkClaims {
+    /// The network.
+    pub network: NetworkId,
+    /// Addresses held by live members.
+    pub held: usize,
+    /// Addresses resting after a detach.
+    pub released: usize,
+    /// Addresses kept for members that vanished with their hosts.
+    pub ghosts: usize,
+    /// Addresses nobody has.
+    pub free: usize,
+    /// Live members whose address another one holds.
+    pub contested: usize,
+    /// Numbers held.
+    pub ordinals: usize,
+    /// Live members whose number another one holds.
+    pub ordinals_contested: usize,
+}
+
+fn claims_of(ledger: &Ledger, network: NetworkId, record: &NetworkRecord) -> NetworkClaims {
+    let claims = ledger.claims(network);
+    let (tally, (ordinals, ordinals_contested)) = (claims.tally(), claims.numbers());
+    let used = tally.held + tally.released + tally.ghosts;
+    NetworkClaims {
+        network,
+        held: tally.held,
+        released: tally.released,
+        ghosts: tally.ghosts,
+        free: record.subnet.hosts().count().saturating_sub(used),
+        contested: tally.contested,
+        ordinals,
+        ordinals_contested,
+    }
+}
+
+pub(super) async fn status<K, S: Clone>(State(served): State<Served<K, S>>) -> Json<Status> {
+    Json(status_of(&served))
+}
+
+pub(super) fn status_of<K, S: Clone>(served: &Served<K, S>) -> Status {
+    let snapshot = served.snapshot.borrow().clone();
+    let mut hosts = BTreeMap::new();
+    for host in snapshot.view.hosts.values() {
+        *hosts.entry(host.standing.as_str().to_owned()).or_default() += 1;
+    }
+    let ledger = snapshot.ledger();
+    let networks: Vec<NetworkClaims> =
+        ledger.networks.iter().map(|(id, r)| claims_of(&ledger, id, &r)).collect();
+    let sum = |count: fn(&NetworkClaims) -> usize| networks.iter().map(count).sum();
+    let claims = [
+        ("addresses held", sum(|n| n.held)),
+        ("addresses released", sum(|n| n.released)),
+        ("addresses ghosts", sum(|n| n.ghosts)),
+        ("addresses contested", sum(|n| n.contested)),
+        ("ordinals held", sum(|n| n.ordinals)),
+        ("ordinals contested", sum(|n| n.ordinals_contested)),
+        ("vnis held", ledger.networks.len()),
+        ("vnis contested", ledger.networks.moved().len()),
+    ];
+    let problems = problems(&snapshot, sum(|n| n.contested), &served.context.built.borrow().errors);
+    Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        region: served.config.region.to_string(),
+        host: served.config.host.clone(),
+        generation: snapshot.generation,
+        ready: unready(&snapshot).is_none(),
+        problems,
+        hosts,
+        networks: ledger.networks.len(),
+        members: snapshot.journal.live().count(),
+        claims: claims.map(|(name, count)| (name.to_owned(), count)).into(),
+        addresses: networks,
+        certificate_expires: served.metrics.certificate_expiry(),
+    }
+}
+
+pub(super) fn unready(snapshot: &Snapshot) -> Option<String> {
+    if let Some(why) = &snapshot.unjoined {
+        return Some(format!("not joined: {why}"));
+    }
+    if let Some(twin) = snapshot.view.twin {
+        return Some(format!("fenced: another machine at {twin} uses this host's name"));
+    }
+    if !snapshot.view.whole {
+        return Some("the region's records are not known whole yet: no seed has answered".into());
+    }
+    snapshot.view.cut_off.then(|| "cut off: no other host answers, names are frozen".into())
+}
+
+fn problems(snapshot: &Snapshot, contested: usize, errors: &[String]) -> Vec<String> {
+    let contested = (contested > 0).then(|| format!("{contested} members wait for an address of their own"));
+    unready(snapshot).into_iter().chain(contested).chain(errors.iter().cloned()).collect()
+}
+
+/// One host of the region.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct HostRow {
+    /// Its name.
+    pub host: HostId,
+    /// How it stands with the agent asked.
+    pub standing: String,
+    /// Where its agent gossips.
+    pub address: SocketAddr,
+    /// Its tunnel end.
+    pub vtep: SocketAddr,
+    /// Its underlay's MTU in bytes.
+    pub mtu: u32,
+    /// Its live members.
+    pub members: usize,
+    /// Its generation.
+    pub generation: u64,
+}
+
+pub(super) async fn hosts<K, S: Clone>(State(served): State<Served<K, S>>) -> Json<Vec<HostRow>> {
+    let snapshot = served.snapshot.borrow().clone();
+    let row = |(host, h): (&HostId, &gossip::view::Host)| HostRow {
+        host: host.clone(),
+        standing: h.standing.as_str().into(),
+        address: h.address,
+        vtep: SocketAddr::new(h.records.host.vtep, h.records.host.port),
+        mtu: h.records.host.mtu,
+        members: h.records.members.values().filter(|m| m.state != MemberState::Released).count(),
+        generation: h.generation,
+    };
+    Json(snapshot.view.hosts.iter().map(row).collect())
+}
+
+/// One network of the region.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct NetworkRow {
+    /// Its id.
+    pub network: NetworkId,
+    /// Its VXLAN identifier.
+    pub vni: u32,
+    /// Its subnet.
+    pub subnet: String,
+    /// Its live members in the region.
+    pub members: usize,
+    /// Those on this host.
+    pub here: usize,
+    /// Hosts with live members of it.
+    pub hosts: usize,
+}
+
+pub(super) async fn networks<K, S: Clone>(State(served): State<Served<K, S>>) -> Json<Vec<NetworkRow>> {
+    let snapshot = served.snapshot.borrow().clone();
+    let ledger = snapshot.ledger();
+    let rows = ledger.networks.iter().map(|(network, record)| {
+        let of = |h: &gossip::view::Host| {
+            h.records
+                .members
+                .iter()
+                .filter(|((pn, _), m)| *pn == network && m.state != MemberState::Released)
+                .count()
+        };
+        NetworkRow {
+            network,
+            vni: record.vni,
+            subnet: record.subnet.to_string(),
+            members: snapshot.view.hosts.values().map(of).sum(),
+            here: snapshot.view.hosts.get(&served.config.host).map_or(0, of),
+            hosts: snapshot.view.hosts.values().filter(|h| of(h) > 0).count(),
+        }
+    });
+    Json(rows.collect())
+}
+
+/// One member of the region.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MemberRow {
+    /// The member.
+    pub member: MemberId,
+    /// Its host.
+    pub host: HostId,
+    /// Its host's standing.
+    pub standing: String,
+    /// Its network.
+    pub network: NetworkId,
+    /// Its app.
+    pub app: AppId,
+    /// Its process type.
+    #[serde(rename = "type")]
+    pub process: ProcessType,
+    /// Its number.
+    pub ordinal: Option<u32>,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Its address in the ULA.
+    pub address6: Option<Ipv6Addr>,
+    /// Where in its life it is.
+    pub state: MemberState,
+    /// Whether another member holds its address or ordinal.
+    pub contested: bool,
+    /// Its container, when it is on the host asked.
+    pub container: Option<String>,
+    /// Its interface, when it is on the host asked.
+    pub ifname: Option<String>,
+}
+
+pub(super) async fn members<K, S: Clone>(State(served): State<Served<K, S>>) -> Json<Vec<MemberRow>> {
+    let snapshot = served.snapshot.borrow().clone();
+    let ledger = snapshot.ledger();
+    let rows = snapshot.view.members().map(|(host, standing, network, member, record)| {
+        let key = (host.clone(), *network, member.clone());
+        let own = snapshot.journal.get(member);
+        MemberRow {
+            member: member.clone(),
+            host: host.clone(),
+            standing: standing.as_str().into(),
+            network: *network,
+            app: record.app,
+            process: record.process.clone(),
+            ordinal: record.ordinal,
+            address: record.address,
+            address6: record.address6,
+            state: record.state,
+            contested: record.state != MemberState::Released
+                && (ledger.address_contested(&key, record) || ledger.ordinal_contested(&key, record)),
+            container: own.map(|e| e.container.clone()),
+            ifname: own.map(|e| e.ifname.clone()),
+        }
+    });
+    Json(rows.collect())
+}
+
+/// One name and what it resolves to.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct NameRow {
+    /// The name.
+    pub name: String,
+    /// Its A records.
+    pub addresses: Vec<Ipv4Addr>,
+    /// Its AAAA records.
+    pub addresses6: Vec<Ipv6Addr>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NamesQuery {
+    app: Option<AppId>,
+}
+
+pub(super) async fn names<K, S: Clone>(
+    State(served): State<Served<K, S>>,
+    query: Result<Query<NamesQuery>, QueryRejection>,
+) -> Result<Json<Vec<NameRow>>, Refusal> {
+    let Query(query) = query.map_err(|e| malformed(e.body_text()))?;
+    let app = query.app.map(|app| format!("{app}."));
+    let zones = served.snapshot.borrow().zones.clone();
+    let wanted = |name: &str| app.as_ref().is_none_or(|app| name.contains(app.as_str()));
+    let rows = zones.values().flat_map(|zone| zone.names()).filter(|n| wanted(&n.name)).map(|n| NameRow {
+        name: n.name,
+        addresses: n.addresses,
+        addresses6: n.addresses6,
+    });
+    Ok(Json(rows.collect()))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LookupQuery {
+    name: String,
+    #[serde(rename = "as")]
+    asker: Option<String>,
+}
+
+pub(super) async fn look_up<K, S: Clone>(
+    State(served): State<Served<K, S>>,
+    query: Result<Query<LookupQuery>, QueryRejection>,
+) -> Result<Json<Lookup>, Refusal> {
+    let Query(query) = query.map_err(|e| malformed(e.body_text()))?;
+    let snapshot = served.snapshot.borrow().clone();
+    lookup::look_up(&served.config.dns, &snapshot, &query.name, query.asker.as_deref()).map(Json)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EventsQuery {
+    /// Only events with a higher number.
+    #[serde(default)]
+    after: u64,
+}
+
+pub(super) async fn events<K, S: Clone>(
+    State(served): State<Served<K, S>>,
+    query: Result<Query<EventsQuery>, QueryRejection>,
+) -> Result<Json<Vec<Event>>, Refusal> {
+    let Query(query) = query.map_err(|e| malformed(e.body_text()))?;
+    let events = served.snapshot.borrow().events.clone();
+    Ok(Json(events.iter().filter(|event| event.number > query.after).cloned().collect()))
+}

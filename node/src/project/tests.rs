@@ -1,0 +1,221 @@
+use std::sync::Arc;
+
+use gossip::record::{HostRecord, NetworkRecord};
+use gossip::view::{Host, HostRecords};
+use netplumb::state::{NetnsRef, PrivateKey};
+
+use super::*;
+use crate::claims::DEFAULT_SUBNET;
+
+fn pn() -> NetworkId {
+    "pn-ad0fd6a1-d05e-40ea-bf63-c4f8a75a9d8c".parse().unwrap()
+}
+
+fn entry(last: u8, state: MemberState) -> Entry {
+    Entry {
+        member: format!("{last:016x}").parse().unwrap(),
+        container: format!("c{last}"),
+        network: pn(),
+        claim: NetworkRecord { counter: 1, vni: 42, subnet: DEFAULT_SUBNET, unknown: BTreeMap::new() },
+        app: "ap-a71da13f-7c70-4c00-a644-eee8558d8053".parse().unwrap(),
+        process: "web".parse().unwrap(),
+        ordinal: Some(u32::from(last)),
+        ordinal_chosen: false,
+        netns: NetnsRef { path: "/run/netns/c".into(), cookie: 1 },
+        inode: 1,
+        boot: "b".into(),
+        ifname: "wg0".into(),
+        address: Ipv4Addr::new(10, 240, 0, last),
+        address6: None,
+        private_key: PrivateKey([last; 32]),
+        public_key: gossip::record::PublicKey(PrivateKey([last; 32]).public().0),
+        state,
+        counter: u64::from(last),
+    }
+}
+
+/// Hosts `a` (me), `b`, `c`, each with the given members.
+fn view(hosts: &[(&str, Standing, &[Entry])]) -> View {
+    let mut view = View::default();
+    for (i, (name, standing, entries)) in hosts.iter().enumerate() {
+        let vtep = IpAddr::V4(Ipv4Addr::new(192, 0, 2, i as u8 + 1));
+        let claim = NetworkRecord { counter: 1, vni: 42, subnet: DEFAULT_SUBNET, unknown: BTreeMap::new() };
+        let records = HostRecords {
+            host: HostRecord {
+                name: name.parse().unwrap(),
+                counter: 0,
+                vtep,
+                port: 4789,
+                mtu: if *name == "c" { 1400 } else { 1500 },
+                speaks: 1,
+                away: None,
+                unknown: BTreeMap::new(),
+            },
+            networks: BTreeMap::from([(pn(), claim)]),
+            members: entries.iter().map(|e| ((e.network, e.member.clone()), record(e))).collect(),
+        };
+        let host = Host {
+            generation: 1,
+            version: 1,
+            address: "192.0.2.1:1".parse().unwrap(),
+            standing: *standing,
+            silent_since: (!standing.answers()).then(tokio::time::Instant::now),
+            via: gossip::view::Via::Chitchat,
+            records: Arc::new(records),
+        };
+        view.hosts.insert(name.parse().unwrap(), host);
+    }
+    view
+}
+
+fn here() -> Here {
+    Here {
+        region: "r".parse().unwrap(),
+        host: "a".parse().unwrap(),
+        vtep: Vtep { address: "192.0.2.1".parse().unwrap(), port: 4789 },
+        underlay_mtu: 1500,
+        guard: Guard::None,
+    }
+}
+
+fn project(view: &View, own: &[Entry]) -> (Desired, Ledger) {
+    let here = here();
+    let ledger = Ledger::of(view);
+    (desired(view, &ledger, &here, own, |_| false), ledger)
+}
+
+#[test]
+fn members_see_all_others_and_rows_are_for_remote_ones() {
+    use MemberState::*;
+    let own = [entry(1, Ready), entry(2, Joining)];
+    let remote = [entry(3, Joining), entry(4, Released)];
+    let view = view(&[("a", Standing::Answering, &own), ("b", Standing::Answering, &remote)]);
+    let (desired, _) = project(&view, &own);
+    let network = &desired.networks[&pn().to_string()];
+    assert_eq!(network.fabric.rows.len(), 1, "one remote live member");
+    assert_eq!(network.members.len(), 2);
+    for member in network.members.values() {
+        assert_eq!(member.peers.len(), 2, "the other local one and the remote one");
+        assert_eq!(member.mtu, 1390);
+    }
+}
+
+#[test]
+fn an_own_member_that_is_not_on_disk_is_nowhere() {
+    let own = [entry(1, MemberState::Ready), entry(2, MemberState::Joining)];
+    let view = view(&[("a", Standing::Answering, &own)]);
+    let (desired, _) = project(&view, &own[..1]);
+    let network = &desired.networks[&pn().to_string()];
+    assert_eq!(network.members.len(), 1);
+    assert!(network.members.values().all(|member| member.peers.is_empty()));
+}
+
+#[test]
+fn a_network_without_own_members_is_not_built() {
+    let view = view(&[("b", Standing::Answering, &[entry(3, MemberState::Ready)])]);
+    assert_eq!(project(&view, &[]).0, Desired::default());
+}
+
+#[test]
+fn standing_decides_names_and_datapath_apart() {
+    let cases = [
+        // (standing, in names, in datapath)
+        (Standing::Answering, true, true),
+        (Standing::Late, true, true),
+        (Standing::Away, true, true),
+        (Standing::Dead, false, true),
+        (Standing::Gone, false, false),
+    ];
+    for (standing, named, routed) in cases {
+        let own = [entry(1, MemberState::Ready)];
+        let remote = [entry(3, MemberState::Ready)];
+        let view = view(&[("a", Standing::Answering, &own), ("b", standing, &remote)]);
+        let (desired, ledger) = project(&view, &own);
+        let zone = zone_members(&view, &ledger, pn());
+        assert_eq!(zone.iter().any(|m| m.address == remote[0].address), named, "{standing:?}");
+        assert_eq!(
+            desired.networks[&pn().to_string()].fabric.rows.len(),
+            usize::from(routed),
+            "{standing:?}"
+        );
+    }
+}
+
+#[test]
+fn the_one_cut_off_keeps_its_names() {
+    let own = [entry(1, MemberState::Ready)];
+    let remote = [entry(3, MemberState::Ready)];
+    let mut view = view(&[("a", Standing::Answering, &own), ("b", Standing::Dead, &remote)]);
+    view.cut_off = true;
+    let (_, ledger) = project(&view, &own);
+    assert_eq!(zone_members(&view, &ledger, pn()).len(), 2);
+}
+
+#[test]
+fn a_joining_member_is_programmed_but_not_named() {
+    let own = [entry(1, MemberState::Ready)];
+    let remote = [entry(3, MemberState::Joining)];
+    let view = view(&[("a", Standing::Answering, &own), ("b", Standing::Answering, &remote)]);
+    let (desired, ledger) = project(&view, &own);
+    assert_eq!(desired.networks[&pn().to_string()].fabric.rows.len(), 1);
+    assert_eq!(zone_members(&view, &ledger, pn()).len(), 1);
+}
+
+#[test]
+fn a_contested_address_has_one_key() {
+    let own = [entry(1, MemberState::Ready)];
+    let mut twin = entry(9, MemberState::Ready);
+    twin.address = own[0].address;
+    let witness = [entry(5, MemberState::Ready)];
+    let view = view(&[
+        ("a", Standing::Answering, &own),
+        ("b", Standing::Answering, &[twin]),
+        ("c", Standing::Answering, &witness),
+    ]);
+    let (desired, ledger) = project(&view, &own);
+    let peers = &desired.networks[&pn().to_string()].members[own[0].member.as_str()].peers;
+    assert_eq!(peers.len(), 1, "the twin is in nobody's datapath");
+    assert_eq!(zone_members(&view, &ledger, pn()).len(), 2);
+    assert_eq!(peers.values().next().unwrap().endpoint.port(), WIREGUARD_PORT);
+}
+
+#[test]
+fn the_smallest_underlay_sets_the_mtu() {
+    let own = [entry(1, MemberState::Ready)];
+    let view = view(&[("a", Standing::Answering, &own), ("c", Standing::Answering, &[])]);
+    let (desired, _) = project(&view, &own);
+    let network = &desired.networks[&pn().to_string()];
+    assert_eq!((network.fabric.mtu, network.members[own[0].member.as_str()].mtu), (1350, 1290));
+}
+
+#[test]
+fn ulas_are_stable_unique_and_hold_the_address() {
+    let other: NetworkId = "pn-bd0fd6a1-d05e-40ea-bf63-c4f8a75a9d8c".parse().unwrap();
+    assert_ne!(ula(pn()), ula(other));
+    let address = address6(pn(), Ipv4Addr::new(10, 240, 0, 1));
+    assert!(ula(pn()).contains(&address));
+    assert!(address.to_string().ends_with("af0:1"), "{address}");
+    assert_eq!(ula(pn()).network().octets()[0], 0xfd);
+}
+
+#[test]
+fn names_by_type_and_number() {
+    let z = "private-network.internal";
+    assert_eq!(names("ap", "web", Some(1), pn(), z).len(), 3);
+    assert_eq!(names("ap", "worker", Some(1), pn(), z).len(), 2);
+    assert_eq!(names("ap", "worker", None, pn(), z)[0], format!("worker.ap.{}.{z}", pn()));
+}
+
+#[test]
+fn the_serial_does_not_depend_on_order() {
+    let member = |last| ZoneMember {
+        app: "a".into(),
+        process: "web".into(),
+        ordinal: None,
+        address: Ipv4Addr::new(10, 240, 0, last),
+        address6: None,
+        late: false,
+    };
+    assert_eq!(serial(&[member(1), member(2)]), serial(&[member(2), member(1)]));
+    assert_ne!(serial(&[member(1)]), serial(&[member(2)]));
+}
