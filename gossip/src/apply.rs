@@ -105,3 +105,6 @@ fn merged(chitchat: &Chitchat, stretch: &Stretch<'_>, held: Held) -> Vec<(String
     let kept = kept.map(|(key, value)| (key.to_owned(), value.clone()));
     kept.chain(of(stretch, held)).collect()
 }
+
+#[cfg(test)]
+mod tests;
