@@ -16,11 +16,11 @@ use crate::common::{NETWORK, REGION, host_id, host_record, member};
 
 const INTERVAL: Duration = Duration::from_millis(500);
 
-fn address(number: usize) -> SocketAddr {
+pub fn address(number: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, (number >> 8) as u8, number as u8], 7946))
 }
 
-fn name(number: usize) -> String {
+pub fn name(number: usize) -> String {
     format!("h{number}")
 }
 

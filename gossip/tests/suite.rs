@@ -6,4 +6,5 @@ mod common;
 mod eager;
 mod identity;
 mod region;
+mod scale;
 mod wire;

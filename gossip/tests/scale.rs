@@ -1,0 +1,156 @@
+//! A region of a thousand hosts in one process: how soon, how many bytes, how much CPU. By hand:
+//! `HOSTS=1000 MEMBERS=20 cargo test --release -p gossip --test suite scale -- --ignored --nocapture`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use gossip::memory::{Delay, Link, MemoryNetwork};
+use gossip::record::Record;
+use gossip::{Arrival, Change, Config, Gossip, Interner, Timings, Wire as _};
+use tokio::time::{Instant, sleep};
+
+use crate::common::{REGION, host_id, host_record, member};
+use crate::eager::{address, name};
+
+fn number(variable: &str, default: usize) -> usize {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Wall-clock seconds since the last call, for the report only.
+struct Stopwatch(std::time::SystemTime);
+
+impl Stopwatch {
+    fn lap(&mut self) -> f64 {
+        let last = std::mem::replace(&mut self.0, std::time::SystemTime::now());
+        self.0.duration_since(last).unwrap_or_default().as_secs_f64()
+    }
+}
+
+fn resident_mib() -> u64 {
+    let pages: u64 = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|text| text.split(' ').nth(1)?.parse().ok())
+        .unwrap_or(0);
+    pages * 4096 / (1024 * 1024)
+}
+
+fn config(number: usize, hosts: usize, parsed: &Interner) -> Config {
+    let interval = Duration::from_millis(if hosts > 500 { 1000 } else { 500 });
+    Config {
+        interval,
+        timings: Timings::of(interval),
+        eager: self::number("EAGER", 1) == 1,
+        parsed: parsed.clone(),
+        seeds: if number == 0 { Vec::new() } else { vec![address(0).to_string(), address(1).to_string()] },
+        ..crate::common::config(&name(number), address(number), &[])
+    }
+}
+
+fn bytes(hosts: &[Gossip], kind: &'static str) -> u64 {
+    let sent =
+        |host: &Gossip| host.counters().get("gossip_bytes_total", &[("direction", "out"), ("kind", kind)]);
+    hosts.iter().map(sent).sum()
+}
+
+fn frames(hosts: &[Gossip]) -> BTreeMap<&'static str, u64> {
+    let outcomes = ["applied", "duplicate", "gap", "old", "shed", "malformed"];
+    let count = |outcome: &'static str| {
+        hosts.iter().map(|host| host.counters().get("frames_total", &[("outcome", outcome)])).sum()
+    };
+    outcomes.into_iter().map(|outcome| (outcome, count(outcome))).collect()
+}
+
+fn members_of(view: &gossip::View) -> usize {
+    view.hosts.values().map(|host| host.records.members.len()).sum()
+}
+
+#[tokio::test(start_paused = true)]
+#[ignore = "minutes of CPU; the figures are for ARCHITECTURE.md"]
+async fn a_region_of_a_thousand() {
+    let (hosts, members, writes) = (number("HOSTS", 200), number("MEMBERS", 20), number("WRITES", 50));
+    let (network, parsed) = (MemoryNetwork::new(), Interner::default());
+    let delay = Delay::Uniform(Duration::from_micros(300)..=Duration::from_micros(1500));
+    let loss = number("LOSS", 0) as f64 / 100.0;
+    network.set_links(Link { delay, loss, bandwidth: Some(125_000_000), ..Link::default() });
+    let join = async |number: usize| {
+        let wire = network.wire(&REGION.parse().unwrap(), &host_id(&name(number)), address(number));
+        let records = (0..members as u32).map(|n| member(number as u32 * 1000 + n));
+        let records: Vec<Record> = records.chain([host_record(&name(number))]).collect();
+        let arrival = Arrival::at(config(number, hosts, &parsed), wire).await.unwrap();
+        arrival.join(records, |_| Ok(())).await.unwrap().0
+    };
+    let mut wall = Stopwatch(std::time::SystemTime::now());
+    let started = Instant::now();
+    let mut region: Vec<Gossip> = futures::future::join_all((0..hosts).map(join)).await;
+    println!("{hosts} × {members}: all arrived after {:?} ({:.1} s wall)", started.elapsed(), wall.lap());
+    let all_see = async |region: &[Gossip], expected: usize| {
+        for host in region {
+            let mut views = host.view();
+            views.wait_for(|view| view.whole && members_of(view) == expected).await.unwrap();
+        }
+    };
+    all_see(&region, hosts * members).await;
+    println!(
+        "  all see all after {:?} ({:.1} s wall), {} MiB",
+        started.elapsed(),
+        wall.lap(),
+        resident_mib()
+    );
+    sleep(Duration::from_secs(10)).await;
+    wall.lap();
+
+    let sent = (bytes(&region, "envelope"), bytes(&region, "frame"));
+    sleep(Duration::from_secs(20)).await;
+    let per_host = |bytes: u64, seconds: f64| bytes as f64 / hosts as f64 / seconds / 1000.0;
+    let envelopes = per_host(bytes(&region, "envelope") - sent.0, 20.0);
+    println!("  idle: {:.2} CPU-s per virtual s, {envelopes:.1} kB/s per host", wall.lap() / 20.0);
+
+    let before = frames(&region);
+    let sent = bytes(&region, "frame");
+    let mut took: Vec<u64> = Vec::new();
+    for write in 0..writes {
+        let writer = write * 7 % hosts;
+        let record = member(writer as u32 * 1000 + 500 + write as u32);
+        let key = record.key();
+        region[writer].publish(vec![Change::Put(record)]).await.unwrap();
+        let mut waiting: Vec<usize> = (0..hosts).collect();
+        let written = Instant::now();
+        let id = host_id(&name(writer));
+        while !waiting.is_empty() && written.elapsed() < Duration::from_secs(10) {
+            waiting.retain(|host| {
+                let view = region[*host].view();
+                let view = view.borrow();
+                let gossip::record::Key::Member(network, member) = &key else { unreachable!() };
+                let has = view.hosts[&id].records.members.contains_key(&(*network, member.clone()));
+                if has {
+                    took.push(written.elapsed().as_millis() as u64);
+                }
+                !has
+            });
+            sleep(Duration::from_millis(1)).await;
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    took.sort_unstable();
+    let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize];
+    let frame_bytes = (bytes(&region, "frame") - sent) as f64 / writes as f64 / hosts as f64;
+    println!(
+        "  {writes} writes: p50 {} p90 {} p99 {} max {} ms; {frame_bytes:.0} B of frames per host and write ({:.1} s wall)",
+        at(0.5),
+        at(0.9),
+        at(0.99),
+        at(1.0),
+        wall.lap()
+    );
+    println!("  frames before {before:?}\n  after {:?}", frames(&region));
+
+    let alone = Instant::now();
+    let late = join(hosts).await;
+    let expected = hosts * members + writes;
+    let arrived = alone.elapsed();
+    let has = members_of(&late.view().borrow());
+    println!("  one joins: {arrived:?}, has {has} of {} ({:.1} s wall)", expected + members, wall.lap());
+    region.push(late);
+    all_see(&region, expected + members).await;
+    println!("  all see it after {:?}, {} MiB", alone.elapsed(), resident_mib());
+}
