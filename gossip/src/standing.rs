@@ -42,8 +42,8 @@ impl Standing {
 /// Bounds for the standing of hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timings {
-    /// T_hold: how long a host must be live again after it was dead, and how long a judge waits
-    /// before it takes up judging.
+    /// T_hold: how long a host must be live again, with heartbeats to the end, after it was dead; and
+    /// how long a judge waits before it takes up judging.
     pub hold: Duration,
     /// Detection bound: within it a silent agent is found dead, and a new one found live.
     pub detection: Duration,
@@ -191,7 +191,9 @@ impl Life {
             return if now < since + bound { Standing::Away } else { self.dead(now, timings) };
         }
         let proven = match (self.dead_since, self.live_since) {
-            (Some(_), Some(since)) => now >= since + timings.hold,
+            // Heartbeats from before its death that come round by others end soon: live is whose
+            // heartbeats go on.
+            (Some(_), Some(since)) => now >= since + timings.hold && now < self.heard + timings.hold / 2,
             (None, Some(_)) => true,
             (_, None) => false,
         };
@@ -298,6 +300,11 @@ mod tests {
         check(
             &[(0.0, Live(1)), (10.0, Silent(1)), (20.0, Restarted(2)), (21.0, Live(2))],
             &[(20.0, Dead), (23.4, Dead), (23.5, Answering)],
+        );
+        // What others still had of a crashed host, after a cut: live to chitchat, and never heard again.
+        check(
+            &[(0.0, Live(1)), (10.0, Silent(1)), (20.0, Live(1)), (21.0, Mute(1)), (26.0, Silent(1))],
+            &[(20.0, Dead), (22.4, Dead), (22.6, Dead), (24.0, Dead), (30.0, Dead)],
         );
         // 31: a graceful stop keeps it in answers for 120 s, whatever is still heard of it.
         check(

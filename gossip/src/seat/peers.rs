@@ -1,6 +1,7 @@
 //! Other hosts: who is greeted, who is served a snapshot, who is called.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use rand::seq::IteratorRandom as _;
 use tokio::time::Instant;
@@ -11,10 +12,13 @@ use crate::id::HostId;
 use crate::snapshot::{self, Snapshot};
 use crate::standing::Standing;
 use crate::transport::{ADMISSION_BYTES_MAX, digest_bytes};
+use crate::view::{Host, View};
 
 /// One in so many intervals a seed is gossiped with even when all is well: two halves of a region
 /// that never knew each other meet there.
 const SEED_PERIOD: u64 = 10;
+/// How many hosts that are about to be given up are asked themselves in one interval.
+const DOUBTED: usize = 8;
 /// How many hosts are told of a goodbye one by one.
 const GOODBYES: usize = 3;
 /// How many hosts are asked for a snapshot in one interval.
@@ -67,6 +71,11 @@ impl Seat {
         if let Some(address) = silent.choose(&mut rand::rng()) {
             self.gossip(address);
         }
+        // Small islands of a large region would bury each other: chance calls the many beyond the cut.
+        let doubtful = doubtful(&view, Instant::now(), self.stay.config.timings.detection);
+        for address in doubtful.sample(&mut rand::rng(), DOUBTED) {
+            self.gossip(address);
+        }
         let alone = self.others_answering().next().is_none();
         if alone || !view.whole || self.intervals.is_multiple_of(SEED_PERIOD) {
             let seeds = self.stay.seeds.borrow().addresses.clone();
@@ -102,5 +111,54 @@ impl Seat {
         if address != self.stay.config.advertise && self.chitchat.gossip(address).is_err() {
             tracing::debug!(%address, "gossip has ended; the next look starts it anew");
         }
+    }
+}
+
+/// The hosts that are late, or were found dead less than `bound` ago.
+fn doubtful(view: &View, now: Instant, bound: Duration) -> impl Iterator<Item = SocketAddr> + '_ {
+    let doubtful = move |host: &&Host| match host.standing {
+        Standing::Late => true,
+        Standing::Dead => host.silent_since.is_some_and(|since| now < since + bound),
+        Standing::Answering | Standing::Away | Standing::Gone => false,
+    };
+    view.hosts.values().filter(doubtful).map(|host| host.address)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::fixtures::host;
+    use crate::record::Record;
+    use crate::view::{HostRecords, Via};
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_about_to_be_given_up_is_doubtful() {
+        let (start, bound) = (Instant::now(), Duration::from_secs(6));
+        let check = |standing, silent_s: Option<u64>, expected: bool| {
+            let Record::Host(record) = host("b") else { unreachable!("a host record was asked for") };
+            let records = HostRecords { host: record, networks: BTreeMap::new(), members: BTreeMap::new() };
+            let host = Host {
+                generation: 1,
+                version: 1,
+                address: ([192, 0, 2, 2], 7946).into(),
+                standing,
+                silent_since: silent_s.map(|ago| start - Duration::from_secs(ago)),
+                via: Via::Chitchat,
+                records: Arc::new(records),
+            };
+            let hosts = BTreeMap::from([("b".parse().unwrap(), host)]);
+            let view = View { hosts, ..View::default() };
+            assert_eq!(doubtful(&view, start, bound).count() == 1, expected, "{standing:?} {silent_s:?}");
+        };
+        check(Standing::Answering, None, false);
+        check(Standing::Away, None, false);
+        check(Standing::Late, None, true);
+        check(Standing::Dead, Some(0), true);
+        check(Standing::Dead, Some(5), true);
+        check(Standing::Dead, Some(6), false);
+        check(Standing::Gone, Some(1000), false);
     }
 }
