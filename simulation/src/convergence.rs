@@ -7,8 +7,10 @@
 
 mod measure;
 mod perturbation;
+mod region;
 mod sample;
 mod seats;
+mod targets;
 
 use std::fmt;
 use std::fs;
@@ -25,6 +27,7 @@ use gossip::memory::{Delay, Link};
 use crate::pool;
 use measure::Measured;
 use perturbation::Perturbation;
+use region::Region;
 use sample::{COLUMNS, Sample, percentile};
 use seats::Setting;
 
@@ -42,6 +45,10 @@ pub enum Selection {
     All,
     /// One of them.
     One(Perturbation),
+    /// A large region.
+    Region,
+    /// What the design has a target for.
+    Targets,
 }
 
 /// How it is measured.
@@ -53,6 +60,9 @@ pub struct Options {
     /// Take that sample without frames
     #[arg(long)]
     chitchat_alone: bool,
+    /// Members of each host of a large region
+    #[arg(long, value_name = "M", default_value_t = 5)]
+    members: usize,
     /// Write the samples of a convergence scenario to FILE, in the columns of peers/*.csv
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
@@ -60,7 +70,7 @@ pub struct Options {
 
 impl Options {
     /// How news travels in a single sample.
-    pub fn model(&self) -> Model {
+    fn model(&self) -> Model {
         Model { links: self.links, eager: !self.chitchat_alone }
     }
 }
@@ -69,23 +79,45 @@ impl Options {
 pub fn names() -> impl Iterator<Item = (&'static str, &'static str)> {
     let ones =
         perturbation::ALL.map(|one| (one.name(), "how fast that reaches everybody; with --hosts one sample"));
-    std::iter::once(("convergence", "all of the following beside NetworkDB's figures")).chain(ones)
+    [
+        ("targets", "what the design has a target for, as JSON lines"),
+        ("region", "a large region: news, silence, deaths, a newcomer"),
+        ("convergence", "all of the following beside NetworkDB's figures"),
+    ]
+    .into_iter()
+    .chain(ones)
+}
+
+/// What one run of this program measures.
+#[derive(Debug, Clone, Copy)]
+pub enum Single {
+    /// One sample.
+    Sample(Perturbation, usize, Model),
+    /// One region.
+    Region(Region),
 }
 
 impl Selection {
-    /// The one perturbation it is, if it is one.
-    pub fn single(self) -> Option<Perturbation> {
-        match self {
-            Selection::All => None,
-            Selection::One(one) => Some(one),
-        }
-    }
-
     /// The selection of a scenario's name.
     pub fn find(name: &str) -> Option<Selection> {
         match name {
             "convergence" => Some(Selection::All),
+            "region" => Some(Selection::Region),
+            "targets" => Some(Selection::Targets),
             name => Perturbation::find(name).map(Selection::One),
+        }
+    }
+
+    /// What to measure in this process; `None`: it takes many runs.
+    pub fn single(self, hosts: Option<u16>, options: &Options) -> Option<Single> {
+        let Options { members, chitchat_alone, .. } = *options;
+        match self {
+            Selection::One(what) => hosts.map(|hosts| Single::Sample(what, hosts.into(), options.model())),
+            Selection::Region => {
+                let hosts = hosts.unwrap_or(1000).into();
+                Some(Single::Region(Region { hosts, members, eager: !chitchat_alone }))
+            }
+            Selection::All | Selection::Targets => None,
         }
     }
 
@@ -93,6 +125,7 @@ impl Selection {
         match self {
             Selection::All => perturbation::ALL.to_vec(),
             Selection::One(one) => vec![one],
+            Selection::Region | Selection::Targets => Vec::new(),
         }
     }
 }
@@ -148,14 +181,26 @@ impl fmt::Display for Model {
     }
 }
 
-/// Takes one sample and prints it: what each run of a campaign is.
-///
-/// # Errors
-/// A change that did not arrive everywhere.
-pub async fn tell_one(what: Perturbation, hosts: usize, model: Model) -> anyhow::Result<ExitCode> {
-    let Measured { sample, bytes_per_host } = measure::measure(what, hosts, model.setting()).await?;
-    writeln!(io::stdout(), "{COLUMNS},BytesPerHost\n{sample},{bytes_per_host}")?;
-    Ok(ExitCode::SUCCESS)
+impl Single {
+    /// Measures it and prints what came of it, for people and for the run that collects many.
+    ///
+    /// # Errors
+    /// News that did not arrive everywhere.
+    pub async fn tell(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Single::Sample(what, hosts, model) => {
+                let Measured { sample, bytes_per_host } =
+                    measure::measure(what, hosts, model.setting()).await?;
+                writeln!(io::stdout(), "{COLUMNS},BytesPerHost\n{sample},{bytes_per_host}")?;
+            }
+            Single::Region(region) => {
+                for figure in region.measure().await? {
+                    writeln!(io::stdout(), "{}", figure.json())?;
+                }
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
 }
 
 /// Takes all samples, prints them beside the peer's, and writes the files.
@@ -167,8 +212,11 @@ pub fn tell_all(
     seeds: Option<RangeInclusive<u64>>,
     options: &Options,
 ) -> anyhow::Result<ExitCode> {
+    if selection == Selection::Targets {
+        return targets::tell();
+    }
     let campaign = Campaign::take(selection, seeds)?;
-    let never_slower = print(&campaign, selection)?;
+    let never_slower = print(&mut io::stdout(), &campaign, selection)?;
     for file in options.csv.iter().map(|file| campaign.write(file)).collect::<Result<Vec<_>, _>>()?.concat() {
         writeln!(io::stdout(), "written: {}", file.display())?;
     }
@@ -313,9 +361,8 @@ fn ms(duration: Duration) -> f64 {
 /// Prints each row beside the peer's; whether none is slower, and each above 0 is faster, at p50, p90 and max.
 ///
 /// # Errors
-/// The peer's file, or stdout.
-pub fn print(campaign: &Campaign, selection: Selection) -> anyhow::Result<bool> {
-    let mut out = io::stdout().lock();
+/// The peer's file, or `out`.
+pub fn print(out: &mut impl io::Write, campaign: &Campaign, selection: Selection) -> anyhow::Result<bool> {
     writeln!(out, "milliseconds of virtual time until the last host's view has it: p50 / p90 / max")?;
     writeln!(out, "NetworkDB: links without delay, its gossip ticks every 200 ms. Ours: rounds of 500 ms.")?;
     writeln!(

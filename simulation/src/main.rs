@@ -104,11 +104,8 @@ fn main() -> anyhow::Result<ExitCode> {
     tracing_subscriber::fmt().without_time().with_env_filter(filter).with_writer(io::stderr).init();
     let Arguments { seed, seeds, hosts, scenario, convergence, .. } = &arguments;
     match (*scenario, seeds.clone()) {
-        (Some(Named::Convergence(selection)), seeds) => match (selection.single(), *hosts) {
-            (Some(what), Some(hosts)) if seeds.is_none() => {
-                let model = convergence.model();
-                run(*seed, move || convergence::tell_one(what, hosts.into(), model))
-            }
+        (Some(Named::Convergence(selection)), seeds) => match selection.single(*hosts, convergence) {
+            Some(single) if seeds.is_none() => run(*seed, move || single.tell()),
             _ => convergence::tell_all(selection, seeds, convergence),
         },
         (_, Some(seeds)) => seeds::run_all(seeds, &arguments.again()),

@@ -189,5 +189,5 @@ async fn watch(
 }
 
 fn total_sent(seats: &Seats) -> u64 {
-    seats.sent().values().sum()
+    seats.taken().map(|(_, seat)| seat.sent()).sum()
 }
