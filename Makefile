@@ -39,9 +39,9 @@ sim: ## the same node on a simulated region: make sim SEEDS=1..8
 	$(CARGO) build --workspace --bins
 	target/debug/simulation --hosts 5 --seeds $(or $(SEEDS),1..8)
 
-bench: ## measure against the targets: make bench ONLY=attach
+bench: ## measure against the targets: make bench ONLY=attach,convergence
 	@.ci/deps test
-	$(CARGO) build --release -p node -p tests --bin warren --bin warren-bench
+	$(CARGO) build --release -p node -p tests -p simulation --bin warren --bin warren-bench --bin simulation
 	target/release/warren-bench $(ONLY)
 
 fmt: ## format

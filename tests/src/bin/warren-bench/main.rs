@@ -8,35 +8,59 @@
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
 mod attach;
+mod convergence;
 mod floor;
 mod report;
 
 use std::env;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use report::Row;
 use tests::stage;
 
 /// Set for the bench inside its own namespaces: its directory on a real disk.
 const INSIDE: &str = "WARREN_BENCH_DIR";
 /// Benches of the contract that are not written yet.
-const LATER: [&str; 6] = ["convergence", "dns", "datapath", "runtimes", "agent", "simulation"];
+const LATER: [&str; 5] = ["dns", "datapath", "runtimes", "agent", "simulation"];
+/// Benches there are.
+const BENCHES: [&str; 2] = ["attach", "convergence"];
 
 fn main() -> ExitCode {
     let asked: Vec<String> =
         env::args().skip(1).flat_map(|a| a.split(',').map(str::to_owned).collect::<Vec<_>>()).collect();
-    if let Some(name) = asked.iter().find(|name| *name != "attach") {
+    if let Some(name) = asked.iter().find(|name| !BENCHES.contains(&name.as_str())) {
+        let there = BENCHES.join(", ");
         match LATER.contains(&name.as_str()) {
-            true => eprintln!("the bench `{name}` comes with later work; today there is `attach`"),
-            false => eprintln!("`{name}` is no bench; today there is `attach`"),
+            true => eprintln!("the bench `{name}` comes with later work; today there are {there}"),
+            false => eprintln!("`{name}` is no bench; today there are {there}"),
         }
         return ExitCode::from(2);
     }
-    match env::var_os(INSIDE) {
-        None => enter(),
-        Some(dir) => inside(Path::new(&dir)),
+    if let Some(dir) = env::var_os(INSIDE) {
+        return inside(Path::new(&dir));
     }
+    let wanted = |name: &str| asked.is_empty() || asked.iter().any(|asked| asked == name);
+    if wanted("convergence") {
+        let own = env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
+        let told = convergence::measure().and_then(|rows| tell(&target_dir(&own), "convergence", &rows));
+        if let Err(error) = told {
+            eprintln!("convergence was not measured: {error}");
+            return ExitCode::FAILURE;
+        }
+    }
+    if wanted("attach") { enter() } else { ExitCode::SUCCESS }
+}
+
+/// Prints the rows and appends them to the file.
+fn tell(target: &Path, bench: &str, rows: &[Row]) -> io::Result<()> {
+    report::table(rows);
+    let file = target.join("bench.jsonl");
+    report::append(&file, bench, rows).map_err(|error| {
+        io::Error::new(error.kind(), format!("the rows cannot be appended to {}: {error}", file.display()))
+    })
 }
 
 /// Runs this program again in namespaces of its own, which take every host, agent and link along
@@ -67,12 +91,10 @@ fn inside(dir: &Path) -> ExitCode {
     }
     report::machine(dir);
     let rows = attach::measure(dir);
-    report::table(&rows);
-    let file = target_dir(dir).join("bench.jsonl");
-    match report::append(&file, "attach", &rows) {
+    match tell(&target_dir(dir), "attach", &rows) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("the rows cannot be appended to {}: {error}", file.display());
+            eprintln!("{error}");
             ExitCode::FAILURE
         }
     }

@@ -7,22 +7,24 @@ use std::time::Duration;
 
 use serde_json::json;
 
-/// One figure in milliseconds.
+/// One figure.
 pub struct Row {
     /// What was measured.
     pub metric: String,
     /// The figure.
     pub value: f64,
+    /// Of what it is a number.
+    pub unit: String,
     /// What it stands beside: its name and figure.
-    pub peer: Option<(&'static str, f64)>,
+    pub peer: Option<(String, f64)>,
     /// The most it may be; none where the figure is only told.
     pub target: Option<f64>,
 }
 
 impl Row {
-    /// A figure that is only told.
+    /// Milliseconds that are only told.
     pub fn told(metric: impl Into<String>, value: f64) -> Row {
-        Row { metric: metric.into(), value, peer: None, target: None }
+        Row { metric: metric.into(), value, unit: "ms".into(), peer: None, target: None }
     }
 
     /// With the most it may be.
@@ -32,13 +34,14 @@ impl Row {
     }
 
     /// With what it stands beside.
-    pub fn beside(mut self, peer: &'static str, value: f64) -> Row {
-        self.peer = Some((peer, value));
+    pub fn beside(mut self, peer: &str, value: f64) -> Row {
+        self.peer = Some((peer.to_owned(), value));
         self
     }
 
     fn ratio(&self) -> Option<f64> {
-        self.peer.map(|(_, value)| self.value / value)
+        let (_, beside) = self.peer.as_ref()?;
+        (*beside != 0.0).then(|| self.value / beside)
     }
 
     fn ok(&self) -> Option<bool> {
@@ -98,16 +101,17 @@ const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
 
 /// Prints the rows.
 pub fn table(rows: &[Row]) {
-    println!("\n{:<58} {:>9}    {:>10}  {:<3}  beside", "milliseconds", "value", "target", "");
+    println!("\n{:<68} {:>9} {:<5}  {:>10}  {:<3}  beside", "", "value", "", "target", "");
     for row in rows {
         let target = row.target.map(|target| format!("≤ {target:.1}")).unwrap_or_default();
         let mark = row.ok().map_or("", |ok| if ok { "ok" } else { "NOT" });
-        let peer = row.peer.zip(row.ratio());
-        let peer = peer.map(|((name, value), ratio)| format!("{name} {value:.1} (× {ratio:.2})"));
+        let ratio = row.ratio().map(|ratio| format!(" (× {ratio:.2})")).unwrap_or_default();
+        let peer = row.peer.as_ref().map(|(name, value)| format!("{name} {value:.1}{ratio}"));
         println!(
-            "{:<58} {:>9.2}    {target:>10}  {mark:<3}  {}",
+            "{:<68} {:>9.2} {:<5}  {target:>10}  {mark:<3}  {}",
             row.metric,
             row.value,
+            row.unit,
             peer.unwrap_or_default()
         );
     }
@@ -124,9 +128,9 @@ pub fn append(file: &Path, bench: &str, rows: &[Row]) -> io::Result<()> {
             "bench": bench,
             "metric": row.metric,
             "value": row.value,
-            "unit": "ms",
-            "peer": row.peer.map(|(name, _)| name),
-            "peer_value": row.peer.map(|(_, value)| value),
+            "unit": row.unit,
+            "peer": row.peer.as_ref().map(|(name, _)| name),
+            "peer_value": row.peer.as_ref().map(|(_, value)| value),
             "ratio": row.ratio(),
             "target": row.target,
             "ok": row.ok(),

@@ -1,0 +1,41 @@
+//! What the simulation measures of gossip, in virtual time: its rows as they are.
+
+use std::env;
+use std::io;
+use std::process::{Command, Stdio};
+
+use serde::Deserialize;
+
+use crate::report::Row;
+
+/// A row as the simulation prints it.
+#[derive(Deserialize)]
+struct Line {
+    metric: String,
+    value: f64,
+    unit: String,
+    peer: Option<String>,
+    peer_value: Option<f64>,
+    target: Option<f64>,
+}
+
+/// Runs the simulation that lies beside this program; its progress goes to stderr.
+///
+/// # Errors
+/// A simulation that is not there, or that could not measure.
+pub fn measure() -> io::Result<Vec<Row>> {
+    let program = env::current_exe()?.with_file_name("simulation");
+    let output =
+        Command::new(&program).args(["--scenario", "targets"]).stderr(Stdio::inherit()).output().map_err(
+            |error| io::Error::new(error.kind(), format!("{} does not run: {error}", program.display())),
+        )?;
+    if !output.status.success() {
+        return Err(io::Error::other("the simulation could not measure; it says why above"));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().map(|line| Ok(row(serde_json::from_str(line)?))).collect()
+}
+
+fn row(Line { metric, value, unit, peer, peer_value, target }: Line) -> Row {
+    Row { metric, value, unit, peer: peer.zip(peer_value), target }
+}
