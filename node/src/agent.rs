@@ -166,9 +166,11 @@ where
     }
     let underlay_mtu = seams.kernel.underlay_mtu(config.underlay.address).await?;
     let delay = start_delay((seams.clock)() / 1_000_000_000, &mut starts);
-    seams.store.set_starts(&starts)?;
+    if let Err(error) = seams.store.set_starts(&starts) {
+        tracing::error!("this start is not counted: {error}");
+    }
     let kernel = Arc::new(seams.kernel);
-    let entries = settle(entries, &seams.boot, &*kernel, &seams.store).await?;
+    let entries = settle(entries, &seams.boot, &*kernel, &seams.store).await;
     kernel.sweep(&project::ours(&entries)).await?;
     let here = Here {
         region: config.region.clone(),

@@ -1,7 +1,6 @@
 //! Into the region: what outlived the last agent, how soon to join, and joining.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -118,7 +117,7 @@ pub(super) async fn settle<K: Kernel, S: Store>(
     boot: &str,
     kernel: &K,
     store: &S,
-) -> io::Result<Vec<Entry>> {
+) -> Vec<Entry> {
     for entry in &mut entries {
         let alive = entry.boot == boot && kernel.alive(&entry.netns, entry.inode).await;
         if entry.state == MemberState::Released || (entry.state == MemberState::Ready && alive) {
@@ -126,9 +125,12 @@ pub(super) async fn settle<K: Kernel, S: Store>(
         }
         tracing::info!(member = %entry.member, container = %entry.container, alive, "member did not outlive the agent");
         entry.state = MemberState::Released;
-        store.put(entry).await?;
+        // Not written, it is found so again at the next start.
+        if let Err(error) = store.put(entry).await {
+            tracing::error!(member = %entry.member, "journal: {error}");
+        }
     }
-    Ok(entries)
+    entries
 }
 
 /// The view of a host that has just started: the others as it last saw them.

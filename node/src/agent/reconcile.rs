@@ -77,6 +77,10 @@ pub(super) async fn reconcile<K: Kernel>(
             reconciler.reconcile(&wanted.desired, &wanted.ours, wanted.prune).await
         };
         metrics.reconciled(&report, started.elapsed());
+        if audited && retry.is_some() {
+            // It says nothing of the networks that are still to be tried again.
+            continue;
+        }
         let answer = answer(&wanted, &report);
         for error in &answer.errors {
             tracing::warn!(revision = wanted.revision, "{error}");

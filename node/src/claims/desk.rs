@@ -16,9 +16,6 @@ use super::grants::Given;
 use super::ledger::{Claimant, Claims, Phase, Tally};
 use super::{Answer, Bench, Grants, Ledger, Question, Thing, vni_candidate};
 
-/// How long a question waits whose judge says that another one judges: views differ as long.
-const VIEWS_AGREE: Duration = Duration::from_millis(100);
-
 /// How often judges are asked before an attach is refused.
 pub const ROUNDS_MAX: u32 = 5;
 
@@ -95,6 +92,9 @@ pub struct Told {
     later: Option<Instant>,
     /// They were waited for already.
     waited: bool,
+    /// How long a question waits whose judge says that another one judges: in all rounds together
+    /// T_hold, by when the views agree.
+    pause: Duration,
     /// What the judge of a chosen thing said against it.
     taken: Option<Refused>,
 }
@@ -348,6 +348,7 @@ impl Desk<'_> {
 impl Desk<'_> {
     /// What a member does next to get what it needs. What this host judges itself is decided here.
     pub fn next(&mut self, need: &Need, told: &mut Told, rng: &mut impl Rng) -> Next {
+        told.pause = self.bench.hold() / ROUNDS_MAX;
         told.drop_stale(self, need);
         let mut questions = Vec::new();
         for _ in 0..2 * ROUNDS_MAX {
@@ -613,7 +614,7 @@ impl Told {
     fn hear_no(&mut self, answer: Option<Answer>, asked: Instant) {
         let pause = match answer {
             Some(Answer::NotYet(ms)) => Duration::from_millis(ms),
-            Some(_) => VIEWS_AGREE,
+            Some(_) => self.pause,
             None => return,
         };
         self.not_before = self.not_before.max(Some(asked + pause));
