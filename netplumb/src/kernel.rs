@@ -1,7 +1,7 @@
 //! The seam between what should be and the kernel that has it: [`crate::NetlinkKernel`] and
 //! [`crate::MemoryKernel`] obey the same rules, held to them by one contract suite.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use crate::error::Error;
 use crate::observed::Observed;
 use crate::plan::Op;
-use crate::state::{Key, NetnsRef, Ours};
+use crate::state::{Key, NetnsRef, Ours, PrivateKey};
 
 /// A host's kernel.
 pub trait Kernel: Send + Sync + 'static {
@@ -45,6 +45,11 @@ pub trait Kernel: Send + Sync + 'static {
     ///
     /// Errors: [`Error::NetnsGone`], [`Error::NetnsRecycled`].
     fn clean(&self, netns: &NetnsRef) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Where the interfaces of these members stand, named by member id and public key, in whatever
+    /// container: how an agent whose journal is lost finds its members again. With WireGuard in
+    /// userspace there are none: interface and key ended with the agent.
+    fn find(&self, members: &BTreeMap<String, Key>) -> impl Future<Output = Vec<Found>> + Send;
 
     /// What stands of `ours`.
     fn observe(&self, ours: &Ours) -> impl Future<Output = Result<Observed, Error>> + Send;
@@ -90,6 +95,10 @@ impl<K: Kernel> Kernel for Arc<K> {
 
     fn clean(&self, netns: &NetnsRef) -> impl Future<Output = Result<(), Error>> + Send {
         (**self).clean(netns)
+    }
+
+    fn find(&self, members: &BTreeMap<String, Key>) -> impl Future<Output = Vec<Found>> + Send {
+        (**self).find(members)
     }
 
     fn observe(&self, ours: &Ours) -> impl Future<Output = Result<Observed, Error>> + Send {
@@ -145,6 +154,21 @@ pub struct Container {
     pub nf_tables: bool,
     /// Routes or rules that bear our mark stand there: a member's, or what is left of one.
     pub leftovers: bool,
+}
+
+/// A member's interface as [`Kernel::find`] found it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The member.
+    pub member: String,
+    /// The container's namespace.
+    pub netns: NetnsRef,
+    /// Inode of the namespace.
+    pub inode: u64,
+    /// Name of the interface there.
+    pub ifname: String,
+    /// Its key, as the kernel keeps it.
+    pub private_key: PrivateKey,
 }
 
 /// A route found in a container.

@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ipnet::IpNet;
 
 use crate::error::Error;
-use crate::kernel::{Container, Kernel, NetnsSource, Problem, Traffic};
+use crate::kernel::{Container, Found, Kernel, NetnsSource, Problem, Traffic};
 use crate::observed::{Inside, Observed, ObservedMember, ObservedNetwork};
 use crate::plan::{FabricChange, InsideChange, MemberChange, Op, Site};
-use crate::state::{NetnsRef, Ours};
+use crate::state::{Key, NetnsRef, Ours, PrivateKey};
 
 /// One host's kernel. A clone is the same kernel, as a restarted agent finds it.
 #[derive(Debug, Clone, Default)]
@@ -29,6 +29,8 @@ struct Host {
     state: Observed,
     /// Where each (network, member) was touched last.
     sites: BTreeMap<(String, String), Site>,
+    /// The key each interface was made with.
+    keys: BTreeMap<(String, String), PrivateKey>,
     taken: BTreeSet<(u32, u16)>,
     fault: Option<Fault>,
     applied: usize,
@@ -179,6 +181,22 @@ impl Kernel for MemoryKernel {
         Ok(())
     }
 
+    async fn find(&self, members: &BTreeMap<String, Key>) -> Vec<Found> {
+        let host = self.host();
+        let found = host.sites.iter().filter_map(|((network, member), site)| {
+            let key = members.get(member)?;
+            let inode = host.find(&site.netns).ok()?.inode;
+            let seen = host.member(network, member, site);
+            seen.inside?.device?;
+            let private_key = host.keys.get(&(network.clone(), member.clone()))?;
+            let (netns, ifname) = (site.netns.clone(), site.ifname.clone());
+            let found =
+                Found { member: member.clone(), netns, inode, ifname, private_key: private_key.clone() };
+            (private_key.public() == *key).then_some(found)
+        });
+        found.collect()
+    }
+
     async fn observe(&self, ours: &Ours) -> Result<Observed, Error> {
         let host = self.host();
         let mut observed = Observed::default();
@@ -203,9 +221,12 @@ impl Kernel for MemoryKernel {
         if let Some(error) = host.fault.as_ref().and_then(|fault| fault(op)) {
             return Err(error);
         }
-        if let Op::Inside { network, member, site, .. } = op {
+        if let Op::Inside { network, member, site, change } = op {
             let seen = host.member(network, member, site);
             host.sites.insert((network.clone(), member.clone()), site.clone());
+            if let InsideChange::Link(link) = change {
+                host.keys.insert((network.clone(), member.clone()), link.private_key.clone());
+            }
             host.state.networks.entry(network.clone()).or_default().members.insert(member.clone(), seen);
         }
         host.state.apply(op);

@@ -9,6 +9,7 @@ mod neighbour;
 pub mod nft;
 mod probe;
 mod route;
+mod search;
 mod socket;
 mod wireguard;
 
@@ -27,7 +28,7 @@ use netlink_packet_route::link::LinkAttribute;
 use tokio::time::Instant;
 
 use crate::error::Error;
-use crate::kernel::{Container, Kernel, NetnsSource, Problem, Traffic};
+use crate::kernel::{Container, Found, Kernel, NetnsSource, Problem, Traffic};
 use crate::netlink::link::{BRIDGE, ETHERNET, LOOPBACK, VXLAN};
 use crate::netlink::socket::Rtnl;
 use crate::netlink::wireguard::Wireguard;
@@ -37,7 +38,7 @@ use crate::observed::{
     port_name,
 };
 use crate::plan::{FabricChange, InsideChange, MemberChange, Op, Site};
-use crate::state::{Mac, NetnsRef, Ours, Vtep};
+use crate::state::{Key, Mac, NetnsRef, Ours, Vtep};
 
 /// A namespace that was dropped lives on for a moment, and its VNI is in use as long.
 const LINGER: Duration = Duration::from_secs(2);
@@ -148,6 +149,15 @@ impl Kernel for NetlinkKernel {
     async fn clean(&self, netns: &NetnsRef) -> Result<(), Error> {
         let netns = netns.clone();
         self.blocking(move |_| netns.enter(inside::clean)?).await
+    }
+
+    async fn find(&self, members: &BTreeMap<String, Key>) -> Vec<Found> {
+        let members = members.clone();
+        let found = self.blocking(move |host| Ok(search::find(&host.wireguard, &members))).await;
+        found.unwrap_or_else(|error| {
+            tracing::warn!(%error, "containers were not looked into");
+            Vec::new()
+        })
     }
 
     async fn observe(&self, ours: &Ours) -> Result<Observed, Error> {

@@ -37,7 +37,7 @@ use crate::config::Config;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::names::{Listen, Names};
-use crate::project::{self, Here};
+use crate::project::Here;
 use crate::store::{Entry, Store, Stored};
 use contested::READDRESS_PER_TICK;
 use event::Events;
@@ -171,7 +171,6 @@ where
     }
     let kernel = Arc::new(seams.kernel);
     let entries = settle(entries, &seams.boot, &*kernel, &seams.store).await;
-    kernel.sweep(&project::ours(&entries)).await?;
     let here = Here {
         region: config.region.clone(),
         host: config.host.clone(),
@@ -269,6 +268,7 @@ where
         want,
         snapshot,
         moving: BTreeSet::new(),
+        taken_over: false,
         readdresses_left: READDRESS_PER_TICK,
         events: Events::new(seams.clock),
         lonely_told: None,
@@ -321,6 +321,8 @@ struct Agent<K, S> {
     revision: u64,
     want: watch::Sender<Wanted>,
     snapshot: watch::Sender<Snapshot>,
+    /// Members whose journal was lost have been looked for.
+    taken_over: bool,
     /// Own members that are being given other things.
     moving: BTreeSet<MemberId>,
     /// How many own members may be re-addressed until the next tick.

@@ -33,15 +33,20 @@ impl Journal {
     pub fn restore(entries: Vec<Entry>, quarantine_end: Instant) -> Journal {
         let mut journal = Journal::default();
         for entry in entries {
-            journal.changed.insert(entry.network);
-            if entry.state == MemberState::Released {
-                let released = Released { until: quarantine_end, torn_down: false };
-                journal.released.insert(entry.member.clone(), released);
-            }
-            journal.durable.insert(entry.member.clone());
-            journal.entries.insert(entry.member.clone(), entry);
+            journal.restore_one(entry, quarantine_end);
         }
         journal
+    }
+
+    /// Takes over an entry that is on disk.
+    pub fn restore_one(&mut self, entry: Entry, quarantine_end: Instant) {
+        self.changed.insert(entry.network);
+        if entry.state == MemberState::Released {
+            let released = Released { until: quarantine_end, torn_down: false };
+            self.released.insert(entry.member.clone(), released);
+        }
+        self.durable.insert(entry.member.clone());
+        self.entries.insert(entry.member.clone(), entry);
     }
 
     /// Every entry, released ones included.

@@ -354,7 +354,7 @@ fn guarded(member: &str, ifname: &str) -> io::Result<()> {
     if link.as_ref().is_some_and(ours) { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ENODEV)) }
 }
 
-fn read_kernel(ifname: &str) -> io::Result<Device> {
+pub(crate) fn read_kernel(ifname: &str) -> io::Result<Device> {
     Device::get(&ifname.parse::<InterfaceName>()?, Backend::Kernel)
 }
 

@@ -17,6 +17,8 @@ trait Twin {
     type Kernel: Kernel + Clone;
     fn new() -> Self;
     fn kernel(&self) -> Self::Kernel;
+    /// Interfaces outlive the agent, and their keys with them.
+    fn keeps_keys(&self) -> bool;
     fn start_container(&mut self) -> NetnsRef;
     fn stop_container(&mut self, netns: &NetnsRef);
     /// An interface of this name that is not ours.
@@ -37,6 +39,9 @@ impl Twin for InMemory {
     }
     fn kernel(&self) -> MemoryKernel {
         self.kernel.clone()
+    }
+    fn keeps_keys(&self) -> bool {
+        true
     }
     fn start_container(&mut self) -> NetnsRef {
         self.started += 1;
@@ -72,6 +77,9 @@ impl Twin for Real {
     }
     fn kernel(&self) -> NetlinkKernel {
         self.host.kernel.clone()
+    }
+    fn keeps_keys(&self) -> bool {
+        self.host.kernel.kernel_wireguard()
     }
     fn start_container(&mut self) -> NetnsRef {
         let space = Space::new();
@@ -275,6 +283,26 @@ async fn a_container_ends<T: Twin>() {
     assert_eq!(left_to_do(&kernel, &Desired::default(), &journal, Prune::All).await, [""; 0]);
 }
 
+async fn members_of_a_lost_journal_are_found<T: Twin>() {
+    let mut twin = T::new();
+    let (kernel, netns) = (twin.kernel(), twin.start_container());
+    let (_, desired) = world(&netns);
+    let private_key = desired.networks[NETWORK].members["a"].private_key.clone();
+    let wanted = BTreeMap::from([("a".to_owned(), private_key.public())]);
+    assert_eq!(kernel.find(&wanted).await, []);
+    let mut reconciler = Reconciler::new(kernel.clone());
+    assert!(reconciler.reconcile(&desired, &ours(&desired), Prune::All).await.is_clean());
+    let found = kernel.find(&wanted).await;
+    let expected =
+        found.iter().map(|f| (f.member.as_str(), f.netns.cookie, f.ifname.as_str(), &f.private_key));
+    let there = twin.keeps_keys().then_some(("a", netns.cookie, "wg0", &private_key));
+    assert_eq!(expected.collect::<Vec<_>>(), there.into_iter().collect::<Vec<_>>());
+    let other = BTreeMap::from([("a".to_owned(), netplumb::state::PrivateKey([9; 32]).public())]);
+    assert_eq!(kernel.find(&other).await, [], "another key is another member");
+    twin.stop_container(&netns);
+    assert_eq!(kernel.find(&wanted).await, []);
+}
+
 async fn a_name_that_is_taken_stays_whose_it_is<T: Twin>() {
     let mut twin = T::new();
     let (kernel, netns) = (twin.kernel(), twin.start_container());
@@ -358,6 +386,7 @@ contract!(
     every_value_changes_in_place,
     a_vni_is_held_once,
     a_container_ends,
+    members_of_a_lost_journal_are_found,
     a_name_that_is_taken_stays_whose_it_is,
     drift_is_seen_counted_and_repaired,
     errors_name_what_is_missing,

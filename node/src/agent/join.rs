@@ -4,12 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gossip::record::{MemberState, Record};
+use gossip::id::{MemberId, NetworkId};
+use gossip::record::{MemberRecord, MemberState, Record};
 use gossip::{Arrival, Ask, Gossip, JoinError, KnownHost, View};
-use netplumb::kernel::Kernel;
+use netplumb::kernel::{Found, Kernel};
+use netplumb::state::Key;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::{Agent, EventKind, JOIN_RETRY};
+use crate::project;
 use crate::store::{Entry, Store};
 
 /// What joining the region takes.
@@ -61,6 +65,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         answer: &mpsc::Sender<Joined>,
     ) {
         self.view = arrival.view();
+        self.take_over().await;
         self.follow().await;
         self.yield_held();
         self.follow().await;
@@ -73,6 +78,78 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             };
             let _ = answer.send(joined).await;
         });
+    }
+
+    /// Members this host had in an older generation and whose journal entry is lost are taken over,
+    /// if their interface stands here still; then what nobody names is removed. Both wait until the
+    /// region was heard: before that nobody can say whose a namespace is.
+    pub(super) async fn take_over(&mut self) {
+        let heard = self.view.hosts.iter().any(|(host, h)| *host != self.here.host && h.standing.answers());
+        if self.taken_over || !(heard && self.view.whole || self.seeds.is_empty()) {
+            return;
+        }
+        self.taken_over = true;
+        let lost: BTreeMap<MemberId, (NetworkId, MemberRecord)> = self
+            .former()
+            .filter(|(_, member, r)| r.state != MemberState::Released && self.journal.get(member).is_none())
+            .map(|(network, member, record)| (member.clone(), (network, record.clone())))
+            .collect();
+        let keys = lost.iter().map(|(member, (_, record))| (member.to_string(), Key(record.key.0))).collect();
+        for found in self.kernel.find(&keys).await {
+            let Ok(member) = found.member.parse::<MemberId>() else { continue };
+            if let Some((network, record)) = lost.get(&member) {
+                self.adopt(*network, record, found).await;
+            }
+        }
+        if let Err(error) = self.kernel.sweep(&project::ours(self.journal.all())).await {
+            tracing::warn!("what an earlier life of this agent left is not removed: {error}");
+        }
+    }
+
+    /// This host's members as others remember them.
+    fn former(&self) -> impl Iterator<Item = (NetworkId, &MemberId, &MemberRecord)> {
+        let published =
+            self.view.hosts.get(&self.here.host).map(|h| &h.records.members).into_iter().flatten();
+        let published = published.map(|((network, member), record)| (*network, member, record));
+        let vanished = self.view.vanished.iter().filter(|((host, ..), _)| *host == self.here.host);
+        published.chain(vanished.map(|((_, network, member), v)| (*network, member, &v.record)))
+    }
+
+    async fn adopt(&mut self, network: NetworkId, record: &MemberRecord, found: Found) {
+        let Ok(member) = found.member.parse::<MemberId>() else { return };
+        let own = self.view.hosts.get(&self.here.host).and_then(|h| h.records.networks.get(&network));
+        let Some(claim) = self.ledger.networks.get(network).or_else(|| own.cloned()) else { return };
+        let entry = Entry {
+            // Its caller's name for it is lost; the namespace tells it from others.
+            container: member.to_string(),
+            member,
+            network,
+            claim,
+            app: record.app,
+            process: record.process.clone(),
+            ordinal: record.ordinal,
+            ordinal_chosen: record.ordinal_chosen,
+            netns: found.netns,
+            inode: found.inode,
+            boot: self.boot.clone(),
+            ifname: found.ifname,
+            address: record.address,
+            address6: record.address6,
+            public_key: record.key,
+            private_key: found.private_key,
+            // An attach that did not end was promised to nobody: it is torn down.
+            state: if record.state == MemberState::Ready { record.state } else { MemberState::Released },
+            counter: record.counter,
+        };
+        if let Err(error) = self.store.put(&entry).await {
+            tracing::error!(member = %entry.member, "not taken over: {error}");
+            return;
+        }
+        let what = format!("{} in {network}, in {}", entry.member, entry.netns.path.display());
+        tracing::warn!("taken over from the region's records: {what}");
+        self.events.note(EventKind::Adopted, what);
+        let until = Instant::now() + self.quarantine;
+        self.journal().restore_one(entry, until);
     }
 
     /// The returner yields: what a live member of an answering host has is that one's, however low

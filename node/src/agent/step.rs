@@ -103,6 +103,12 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         self.grow_up();
         self.readdresses_left = READDRESS_PER_TICK;
         self.settle_contested();
+        if !self.taken_over && self.gossip.is_some() {
+            self.take_over().await;
+            if self.journal.has_changed() {
+                self.follow().await;
+            }
+        }
         self.expire().await;
         if self.watching.as_ref().is_none_or(tokio::task::AbortHandle::is_finished) {
             self.watch_containers();
