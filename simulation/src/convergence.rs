@@ -6,6 +6,7 @@
 //! alone carry the news.
 
 mod measure;
+mod page;
 mod perturbation;
 mod region;
 mod sample;
@@ -66,6 +67,9 @@ pub struct Options {
     /// Write the samples of a convergence scenario to FILE, in the columns of peers/*.csv
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
+    /// Write a page with drawings to FILE
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
 }
 
 impl Options {
@@ -123,9 +127,9 @@ impl Selection {
 
     fn perturbations(self) -> Vec<Perturbation> {
         match self {
-            Selection::All => perturbation::ALL.to_vec(),
+            Selection::All | Selection::Targets => perturbation::ALL.to_vec(),
             Selection::One(one) => vec![one],
-            Selection::Region | Selection::Targets => Vec::new(),
+            Selection::Region => Vec::new(),
         }
     }
 }
@@ -212,16 +216,37 @@ pub fn tell_all(
     seeds: Option<RangeInclusive<u64>>,
     options: &Options,
 ) -> anyhow::Result<ExitCode> {
-    if selection == Selection::Targets {
-        return targets::tell();
-    }
+    let Options { csv, report, .. } = options;
     let campaign = Campaign::take(selection, seeds)?;
-    let never_slower = print(&mut io::stdout(), &campaign, selection)?;
-    for file in options.csv.iter().map(|file| campaign.write(file)).collect::<Result<Vec<_>, _>>()?.concat() {
-        writeln!(io::stdout(), "written: {}", file.display())?;
+    let for_targets = selection == Selection::Targets;
+    // Beside machine-readable rows the table is for whoever waits.
+    let mut told: Box<dyn io::Write> =
+        if for_targets { Box::new(io::stderr()) } else { Box::new(io::stdout()) };
+    let never_slower = print(&mut *told, &campaign, selection)?;
+    if let Some(file) = csv {
+        for file in campaign.write(file)? {
+            writeln!(told, "written: {}", file.display())?;
+        }
     }
-    Ok(if never_slower { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let hosts_max = match selection {
+        Selection::Targets => usize::MAX,
+        Selection::All if report.is_some() => REPORTED_HOSTS_MAX,
+        _ => 0,
+    };
+    let regions = targets::regions(hosts_max)?;
+    if let Some(file) = report {
+        let command: Vec<String> = std::env::args().skip(1).collect();
+        page::page(&campaign, &regions, &format!("simulation {}", command.join(" ")))?.write(file)?;
+        writeln!(told, "written: {}", file.display())?;
+    }
+    if for_targets {
+        targets::tell(&campaign, &regions)?;
+    }
+    Ok(if never_slower || for_targets { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
+
+/// Larger regions take minutes; they are in the report of `targets`.
+const REPORTED_HOSTS_MAX: usize = 100;
 
 /// All samples of a campaign.
 pub struct Campaign {
@@ -259,6 +284,11 @@ impl Campaign {
                 Taken { perturbation, model, seed, sample, bytes_per_host: bytes }
             });
         Ok(Campaign { taken: taken.collect() })
+    }
+
+    /// Whether there are samples of a perturbation.
+    fn has(&self, perturbation: Perturbation) -> bool {
+        self.taken.iter().any(|taken| taken.perturbation == perturbation)
     }
 
     /// The milliseconds of all samples of a row, sorted.
@@ -362,7 +392,7 @@ fn ms(duration: Duration) -> f64 {
 ///
 /// # Errors
 /// The peer's file, or `out`.
-pub fn print(out: &mut impl io::Write, campaign: &Campaign, selection: Selection) -> anyhow::Result<bool> {
+fn print(out: &mut dyn io::Write, campaign: &Campaign, selection: Selection) -> anyhow::Result<bool> {
     writeln!(out, "milliseconds of virtual time until the last host's view has it: p50 / p90 / max")?;
     writeln!(out, "NetworkDB: links without delay, its gossip ticks every 200 ms. Ours: rounds of 500 ms.")?;
     writeln!(

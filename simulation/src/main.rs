@@ -12,6 +12,7 @@ mod laws;
 mod operation;
 mod pool;
 mod random;
+mod report;
 mod scenario;
 mod seeds;
 mod stage;

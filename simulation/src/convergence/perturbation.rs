@@ -63,6 +63,20 @@ impl Perturbation {
         }
     }
 
+    /// What it is, in few words.
+    pub fn about(self) -> &'static str {
+        match self {
+            CreateEntry => "a member is attached",
+            UpdateEntry => "a member's record changes",
+            DeleteEntry => "a member is released",
+            JoinNetwork => "a host begins to take part",
+            WriteAfterJoin => "a host joins and attaches at once",
+            JoinPopulatedNetwork => "a host joins and has everything",
+            LeaveNetwork => "a host's last member goes",
+            CreateEntryUnderChurn => "a member among 400 writes/s",
+        }
+    }
+
     /// The perturbation of a name.
     pub fn find(name: &str) -> Option<Perturbation> {
         ALL.into_iter().find(|perturbation| perturbation.name() == name)

@@ -69,9 +69,10 @@ impl Figure {
     /// As a JSON object with its percentiles.
     pub fn json(&self) -> Value {
         let at = |percent| percentile(&self.values, percent);
+        let quantiles: Vec<f64> = (1..=100).map(at).collect();
         json!({
             "metric": self.metric, "unit": self.unit, "count": self.values.len(),
-            "p50": at(50), "p90": at(90), "p99": at(99), "max": at(100),
+            "p50": at(50), "p90": at(90), "p99": at(99), "max": at(100), "quantiles": quantiles,
         })
     }
 }

@@ -1,44 +1,59 @@
 //! The design's targets that are about gossip, each as a JSON line for `make bench`.
 
 use std::io::{self, Write as _};
-use std::process::{ExitCode, Output};
+use std::process::Output;
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 
 use super::perturbation::Perturbation;
 use super::sample::percentile;
-use super::{Campaign, MODELS, Model, Selection, is_faster, peer_row, print};
+use super::{Campaign, MODELS, Model, Selection, is_faster, peer_row};
 use crate::pool;
 
-/// Hosts of the regions that are measured.
-const REGIONS: [usize; 4] = [25, 100, 500, 1000];
-/// Hosts of the region that is measured once more without frames.
-const PLAIN: usize = 1000;
+/// The regions that are measured, and whether with frames.
+const REGIONS: [(usize, bool); 5] = [(25, true), (100, true), (500, true), (1000, true), (1000, false)];
 
-/// Measures everything and prints a JSON object for each row on stdout, in the order of the design; the
-/// samples beside the peer's go to stderr.
+/// What came of one region.
+pub struct Measured {
+    /// Its hosts.
+    pub hosts: usize,
+    /// Whether changes were pushed at once.
+    pub eager: bool,
+    /// As [`Figure::json`](super::region::Figure::json) makes them.
+    pub figures: Vec<Value>,
+}
+
+impl Measured {
+    /// The figure of a name.
+    pub fn figure(&self, metric: &str) -> Option<&Value> {
+        self.figures.iter().find(|figure| figure["metric"] == metric)
+    }
+}
+
+/// Measures the regions of at most so many hosts, each in a process of its own.
 ///
 /// # Errors
 /// The first run that failed.
-pub fn tell() -> anyhow::Result<ExitCode> {
-    let campaign = Campaign::take(Selection::All, None)?;
-    print(&mut io::stderr(), &campaign, Selection::All)?;
-    let regions: Vec<(usize, bool)> =
-        REGIONS.map(|hosts| (hosts, true)).into_iter().chain([(PLAIN, false)]).collect();
-    let runs: Vec<Vec<String>> =
-        regions.iter().rev().map(|&(hosts, eager)| arguments(hosts, eager)).collect();
-    let mut figures = pool::run("regions", &runs, read)?;
-    figures.reverse();
-    let mut rows = campaign_rows(&campaign)?;
-    for ((hosts, eager), figures) in regions.into_iter().zip(figures) {
-        rows.extend(region_rows(hosts, eager, &figures));
-    }
+pub fn regions(hosts_max: usize) -> anyhow::Result<Vec<Measured>> {
+    // The longest runs begin first.
+    let regions: Vec<_> = REGIONS.into_iter().rev().filter(|(hosts, _)| *hosts <= hosts_max).collect();
+    let runs: Vec<Vec<String>> = regions.iter().map(|&(hosts, eager)| arguments(hosts, eager)).collect();
+    let figures = pool::run("regions", &runs, read)?;
+    let measured = regions.into_iter().zip(figures);
+    Ok(measured.map(|((hosts, eager), figures)| Measured { hosts, eager, figures }).rev().collect())
+}
+
+/// Prints a JSON object for each row, in the order of the design.
+///
+/// # Errors
+/// The peer's file, or stdout.
+pub fn tell(campaign: &Campaign, regions: &[Measured]) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    for row in rows {
+    for row in campaign_rows(campaign)?.into_iter().chain(regions.iter().flat_map(region_rows)) {
         writeln!(out, "{row}")?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 fn arguments(hosts: usize, eager: bool) -> Vec<String> {
@@ -102,7 +117,8 @@ fn campaign_rows(campaign: &Campaign) -> anyhow::Result<Vec<Value>> {
 /// What a region's figures are held to: metric, percentile, target, peer.
 type Held = (&'static str, &'static str, Option<f64>, Option<(&'static str, f64)>);
 
-fn region_rows(hosts: usize, eager: bool, figures: &[Value]) -> Vec<Value> {
+fn region_rows(region: &Measured) -> Vec<Value> {
+    let Measured { hosts, eager, .. } = *region;
     let large = hosts == 1000 && eager;
     let only = |applies: bool, target: f64| applies.then_some(target);
     let (detected, detected_max) = if hosts > 500 { (9_000.0, 12_000.0) } else { (5_000.0, 6_500.0) };
@@ -141,7 +157,7 @@ fn region_rows(hosts: usize, eager: bool, figures: &[Value]) -> Vec<Value> {
         ("sent by an idle host", "p50", loud, plain(24_200.0, 122_000.0)),
     ];
     let found = |(metric, percentile, target, peer): Held| {
-        let figure = figures.iter().find(|figure| figure["metric"] == metric)?;
+        let figure = region.figure(metric)?;
         let how = if eager { "" } else { ", chitchat alone" };
         let name = format!("{hosts} hosts × 5{how}, {metric}: {percentile}");
         let unit = figure["unit"].as_str().unwrap_or_default();
