@@ -59,9 +59,11 @@ impl History {
         self.events().count
     }
 
-    /// The last events, a line each.
-    pub fn last(&self) -> String {
-        self.events().last.iter().map(|line| format!("{line}\n")).collect()
+    /// At most so many of the last events that are kept, oldest first.
+    pub fn last(&self, most: usize) -> impl Iterator<Item = String> {
+        let kept = self.events().last.clone();
+        let skipped = kept.len().saturating_sub(most);
+        kept.into_iter().skip(skipped)
     }
 
     fn events(&self) -> MutexGuard<'_, Events> {

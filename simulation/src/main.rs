@@ -4,6 +4,7 @@
 //! It never touches a socket, a file or the kernel. Messages travel as values: QUIC, netlink and the engine
 //! are left to the tests that have them.
 
+mod chronicle;
 mod cluster;
 mod convergence;
 mod entropy;
@@ -29,8 +30,10 @@ use clap::Parser;
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 
+use chronicle::Chronicle;
 use cluster::Cluster;
 use history::History;
+use report::Page;
 use scenario::Scenario;
 use stage::Stage;
 
@@ -147,12 +150,18 @@ async fn tell(arguments: Arguments) -> anyhow::Result<ExitCode> {
         arguments.hosts.unwrap_or_else(|| arguments.script().map_or(drawn, |scenario| scenario.hosts));
     // Some time after 2023, another one for each seed.
     let epoch_ns = (1_700_000_000 + seed % 100_000_000) * 1_000_000_000;
-    let mut stage = Stage::new(Cluster::new(hosts, epoch_ns, History::begin(arguments.events))?);
+    let report = arguments.convergence.report.as_deref();
+    let kept = if report.is_some() { arguments.events.max(REPORTED_EVENTS) } else { arguments.events };
+    let mut stage = Stage::new(Cluster::new(hosts, epoch_ns, History::begin(kept))?);
+    stage.chronicle = report.map(|_| Chronicle::begin());
     let told = match arguments.script() {
         Some(scenario) => stage.play((scenario.script)(usize::from(hosts))).await,
         None => random::play(&mut stage, &mut rng, Duration::from_secs(arguments.virtual_seconds)).await,
     };
     stage.cluster.note_traffic();
+    if let Some(file) = report {
+        page(&stage, &arguments, told.as_ref().err()).write(file)?;
+    }
     let mut out = io::stdout().lock();
     match told {
         Ok(()) => {
@@ -160,12 +169,48 @@ async fn tell(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Err(broken) => {
-            let last = stage.cluster.history.last();
+            let last: String = stage.cluster.history.last(arguments.events).map(|line| line + "\n").collect();
             write!(out, "{last}seed {seed}: {broken:#}\n{}\n", summary(&stage, seed)).context("stdout")?;
             writeln!(out, "again: simulation --seed {seed} {}", arguments.again().join(" "))?;
+            writeln!(out, "commit {}, binary {}", report::COMMIT, report::binary_hash())?;
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+/// How many of the last events a page shows.
+const REPORTED_EVENTS: usize = 20_000;
+
+/// The page of a run.
+fn page(stage: &Stage, arguments: &Arguments, broken: Option<&anyhow::Error>) -> Page {
+    let seed = arguments.seed;
+    let history = &stage.cluster.history;
+    let what = arguments.script().map_or("a random scenario", |script| script.name);
+    let command = format!("simulation --seed {seed} {}", arguments.again().join(" "));
+    let mut page = Page::new(&format!("Seed {seed}: {what}"), &command);
+    if let Some(broken) = broken {
+        page.alarm(&format!("{broken:#}"));
+    }
+    let told = |figure: String, what: &str| (figure, what.to_owned());
+    page.headlines(&[
+        told(if broken.is_none() { "every law held" } else { "a law broke" }.into(), "the outcome"),
+        told(stage.cluster.hosts.len().to_string(), "hosts"),
+        told(format!("{:.1} s", history.elapsed().as_secs_f64()), "of virtual time"),
+        told(stage.cluster.books.acknowledged.to_string(), "attaches that were acknowledged"),
+        told(
+            format!("{:016x}", history.hash()),
+            "history: the same seed, binary and arguments give the same",
+        ),
+    ]);
+    if let Some(chronicle) = &stage.chronicle {
+        chronicle.show(&mut page);
+    }
+    page.section(
+        "Events",
+        "The last of them, oldest first, by virtual seconds. Blue: what was done to the region.",
+    );
+    page.timeline(&history.last(REPORTED_EVENTS).collect::<Vec<_>>());
+    page
 }
 
 fn summary(stage: &Stage, seed: u64) -> String {

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use gossip::id::{AppId, NetworkId};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::chronicle::Chronicle;
 use crate::cluster::{Cluster, INTERVAL, QUARANTINE, timings};
 use crate::laws;
 use crate::operation::Operation;
@@ -39,6 +40,8 @@ pub struct Stage {
     suspended: Vec<usize>,
     /// How long the region took to be quiet, each time.
     pub settled: Vec<Duration>,
+    /// What a page shows of the run; none where nobody asked for one.
+    pub chronicle: Option<Chronicle>,
 }
 
 impl Stage {
@@ -55,6 +58,7 @@ impl Stage {
             repairing: None,
             suspended: Vec::new(),
             settled: Vec::new(),
+            chronicle: None,
         }
     }
 
@@ -91,6 +95,9 @@ impl Stage {
     }
 
     fn look(&mut self) -> anyhow::Result<()> {
+        if let Some(chronicle) = &mut self.chronicle {
+            chronicle.look(&self.cluster);
+        }
         if Instant::now() < self.full {
             return laws::each_step(&mut self.cluster);
         }

@@ -157,6 +157,16 @@ impl Running {
 }
 
 impl Host {
+    /// Bytes its agent has sent since its start, of all kinds of messages.
+    pub fn sent(&self) -> u64 {
+        let of_kind = |counters: &Counters, kind| {
+            counters.get("gossip_bytes_total", &[("direction", "out"), ("kind", kind)])
+        };
+        let counters = self.agent.as_ref().map(|running| running.counters.clone());
+        let kinds = ["envelope", "frame", "ask", "answer"];
+        counters.map_or(0, |counters| kinds.map(|kind| of_kind(&counters, kind)).iter().sum())
+    }
+
     pub(super) fn new(number: u16, id: HostId, region: &Region, epoch_ns: u64) -> Host {
         let address = address_of(number);
         let seeds = (0..SEEDS).map(|seed| address_of(seed).to_string()).collect();
