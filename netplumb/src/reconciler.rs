@@ -1,12 +1,13 @@
 //! Makes the kernel as desired and says what it did: observe, diff, apply, report.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::error::Error;
 use crate::kernel::Kernel;
 use crate::observed::Observed;
 use crate::plan::{Op, Plan, Prune, diff};
-use crate::state::{Desired, Ours};
+use crate::state::{Desired, Network, Ours, Trace};
 
 /// Owns what is known of the kernel. One at a time for each kernel.
 #[derive(Debug)]
@@ -14,8 +15,18 @@ pub struct Reconciler<K> {
     kernel: K,
     /// As last observed, advanced by every Op that succeeded; forgotten where one failed.
     known: Observed,
+    /// Networks that are known to be as desired, with what was desired of them.
+    settled: BTreeMap<String, Settled>,
     /// The network audited last.
     audited: Option<String>,
+}
+
+/// What a network was found to be in no need of.
+#[derive(Debug)]
+struct Settled {
+    network: Option<Arc<Network>>,
+    traces: BTreeMap<String, Trace>,
+    prune: Prune,
 }
 
 /// What one reconciliation did.
@@ -52,7 +63,7 @@ pub enum Outcome {
 impl<K: Kernel> Reconciler<K> {
     /// Knows nothing yet: the first reconciliation observes.
     pub fn new(kernel: K) -> Reconciler<K> {
-        Reconciler { kernel, known: Observed::default(), audited: None }
+        Reconciler { kernel, known: Observed::default(), settled: BTreeMap::new(), audited: None }
     }
 
     /// The kernel, for what is not reconciled.
@@ -64,10 +75,41 @@ impl<K: Kernel> Reconciler<K> {
     /// unchanged `desired` costs the kernel nothing.
     pub async fn reconcile(&mut self, desired: &Desired, ours: &Ours, prune: Prune) -> Report {
         let mut report = Report::default();
-        let ours = self.observe_unknown(ours, &mut report).await;
+        let mut ours = self.observe_unknown(ours, &mut report).await;
+        ours.networks.retain(|name, traces| !self.is_settled(name, traces, desired, prune));
         let plan = diff(&self.known, desired, &ours, prune);
+        self.note_settled(&plan, desired, ours, prune);
         self.apply(plan, &mut report).await;
         report
+    }
+
+    fn is_settled(
+        &self,
+        name: &str,
+        traces: &BTreeMap<String, Trace>,
+        desired: &Desired,
+        prune: Prune,
+    ) -> bool {
+        let Some(settled) = self.settled.get(name) else { return false };
+        let same = match (&settled.network, desired.networks.get(name)) {
+            (Some(was), Some(is)) => Arc::ptr_eq(was, is),
+            (was, is) => was.is_none() && is.is_none(),
+        };
+        same && settled.prune == prune && settled.traces == *traces
+    }
+
+    /// A network without an Op is as desired until something is desired of it, or found there, that
+    /// is not.
+    fn note_settled(&mut self, plan: &Plan, desired: &Desired, ours: Ours, prune: Prune) {
+        let busy: BTreeSet<&str> = plan.ops.iter().map(Op::network).collect();
+        for (name, traces) in ours.networks {
+            if busy.contains(name.as_str()) {
+                self.settled.remove(&name);
+            } else {
+                let network = desired.networks.get(&name).cloned();
+                self.settled.insert(name, Settled { network, traces, prune });
+            }
+        }
     }
 
     /// Looks at the next network anew, whatever is known, and repairs it. Called in turn it goes
@@ -79,6 +121,7 @@ impl<K: Kernel> Reconciler<K> {
         let Some(name) = next else { return report };
         self.audited = Some(name.clone());
         let turn = Ours { networks: BTreeMap::from([(name.clone(), ours.networks[&name].clone())]) };
+        self.settled.remove(&name);
         let complete = self.knows(&turn);
         let expected = diff(&self.known, desired, &turn, prune);
         self.known.networks.remove(&name);
@@ -103,6 +146,7 @@ impl<K: Kernel> Reconciler<K> {
     async fn observe_unknown(&mut self, ours: &Ours, report: &mut Report) -> Ours {
         let mut seen = ours.clone();
         self.known.networks.retain(|name, _| ours.networks.contains_key(name));
+        self.settled.retain(|name, _| ours.networks.contains_key(name));
         for (name, traces) in &ours.networks {
             let mut unknown = traces.clone();
             if let Some(known) = self.known.networks.get_mut(name) {
@@ -112,6 +156,7 @@ impl<K: Kernel> Reconciler<K> {
                     continue;
                 }
             }
+            self.settled.remove(name);
             let part = Ours { networks: BTreeMap::from([(name.clone(), unknown)]) };
             match self.kernel.observe(&part).await {
                 Ok(mut observed) => {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -36,8 +37,9 @@ pub fn wg_mtu(fabric: u32) -> u32 {
 /// Everything this host should have, by network name (`pn-<uuid>`).
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Desired {
-    /// The networks this host has members of.
-    pub networks: BTreeMap<String, Network>,
+    /// The networks this host has members of; one that did not change is the same one, so that
+    /// nobody compares it.
+    pub networks: BTreeMap<String, Arc<Network>>,
 }
 
 /// What the journal says this host made, by network and member id: a superset of [`Desired`], and

@@ -18,7 +18,7 @@ use std::time::Duration;
 use gossip::id::{HostId, MemberId, NetworkId};
 use gossip::record::{Key, Record};
 use gossip::view::HostRecords;
-use gossip::{Ask, Gossip, KnownHost, View};
+use gossip::{Ask, Gossip, View};
 use netplumb::kernel::{Container, Kernel};
 use netplumb::plan::Prune;
 use netplumb::state::{Desired, Vtep};
@@ -275,6 +275,7 @@ where
         seeds,
         watching: None,
         remembered: Vec::new(),
+        remember_from: None,
         tasks,
     };
     let (stop, stopped) = oneshot::channel();
@@ -332,7 +333,9 @@ struct Agent<K, S> {
     lonely_told: Option<Instant>,
     seeds: Vec<String>,
     watching: Option<tokio::task::AbortHandle>,
-    remembered: Vec<KnownHost>,
+    /// Generations and versions of the hosts as last written down, and when they may be again.
+    remembered: Vec<(u64, u64)>,
+    remember_from: Option<Instant>,
     tasks: JoinSet<()>,
 }
 

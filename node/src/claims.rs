@@ -87,6 +87,8 @@ fn hash(bytes: &[u8]) -> u64 {
 #[cfg(test)]
 mod fixtures;
 #[cfg(test)]
+mod scale;
+#[cfg(test)]
 mod timelines;
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::sync::Arc;
 
 use blake2::Blake2b;
 use blake2::digest::{Digest as _, consts::U8};
@@ -108,7 +109,7 @@ pub fn desired<'a>(
     }
     let network = |(id, own): (&NetworkId, &Vec<&Entry>)| {
         let network = network(view, ledger, here, mtu, (*id, own.as_slice()), &young)?;
-        Some((id.to_string(), network))
+        Some((id.to_string(), Arc::new(network)))
     };
     Desired { networks: own.iter().filter_map(network).collect() }
 }

@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use gossip::KnownHost;
-use gossip::id::{AppId, MemberId, NetworkId, ProcessType};
+use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
 use gossip::record::{MemberState, NetworkRecord, PublicKey};
+use gossip::{KnownHost, View};
 use netplumb::state::{NetnsRef, PrivateKey};
 use serde::{Deserialize, Serialize};
 
@@ -92,8 +92,8 @@ pub trait Store: Send + Sync + 'static {
     fn set_generation(&self, generation: u64) -> io::Result<()>;
     /// Notes a start, keeping the last few.
     fn set_starts(&self, starts: &[u64]) -> io::Result<()>;
-    /// Keeps the other hosts as last seen; a lost write costs a slower start, nothing else.
-    fn set_known(&self, known: &[KnownHost]) -> impl Future<Output = io::Result<()>> + Send;
+    /// Keeps the hosts of a view but this one; a lost write costs a slower start, nothing else.
+    fn set_known(&self, own: &HostId, view: Arc<View>) -> impl Future<Output = io::Result<()>> + Send;
 }
 
 /// A directory: `members/<member>.json`, `generation`, `starts`, `view.json`.
@@ -285,10 +285,10 @@ impl Store for DirStore {
         self.turns.replace(self.turns.take(), &self.dir.join("starts"), text.join(" ").as_bytes(), false)
     }
 
-    async fn set_known(&self, known: &[KnownHost]) -> io::Result<()> {
-        let (path, bytes) = (self.dir.join("view.json"), serde_json::to_vec(known)?);
+    async fn set_known(&self, own: &HostId, view: Arc<View>) -> io::Result<()> {
+        let (path, own) = (self.dir.join("view.json"), own.clone());
         let (turns, turn) = (self.turns.clone(), self.turns.take());
-        blocking(move || turns.replace(turn, &path, &bytes, false)).await
+        blocking(move || turns.replace(turn, &path, &serde_json::to_vec(&view.known(&own))?, false)).await
     }
 }
 

@@ -44,7 +44,7 @@ fn world() -> impl Strategy<Value = Desired> {
     let vnis = Just([1_u32, 2, 3]).prop_shuffle();
     ([choice(), choice()], vnis).prop_map(|(choices, vnis)| {
         let networks = choices.into_iter().enumerate().filter_map(|(index, choice)| {
-            Some((NETWORKS[index].to_owned(), network(index as u8, vnis[index], &choice?)))
+            Some((NETWORKS[index].to_owned(), network(index as u8, vnis[index], &choice?).into()))
         });
         Desired { networks: networks.collect() }
     })

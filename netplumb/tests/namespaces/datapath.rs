@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::lab::{Host, Identity, NETWORK, Space, VNI, desired, network, ours, run_at};
@@ -180,7 +181,7 @@ async fn another_vni_or_mtu_re_makes_the_vxlan_device_only() {
     assert!(world.ping(56));
     for i in [0, 1] {
         let mut desired = world.desired(i);
-        let network = desired.networks.get_mut(NETWORK).unwrap();
+        let network = Arc::make_mut(desired.networks.get_mut(NETWORK).unwrap());
         network.fabric.vni = 77;
         network.fabric.mtu = 1400;
         network.members.values_mut().for_each(|member| member.mtu = 1340);

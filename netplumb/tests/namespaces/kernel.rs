@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::lab::{Host, Identity, NETWORK, PORT, Space, VNI, desired, network, ours, run_at};
 use netplumb::plan::{FabricChange, InsideChange, MemberChange, Op, Prune, diff};
-use netplumb::state::{Desired, Guard, NetnsRef, Ours, Vtep};
+use netplumb::state::{Desired, Guard, NetnsRef, Network, Ours, Vtep};
 use netplumb::{Error, Kernel, MemoryKernel, NetlinkKernel, NetnsSource, Reconciler};
 
 const LOCAL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -195,7 +196,7 @@ async fn every_value_changes_in_place<T: Twin>() {
     assert!(reconciler.reconcile(&first, &journal, Prune::All).await.is_clean());
     everybody[0].address = Ipv4Addr::new(10, 240, 3, 255);
     let mut second = wanted(&everybody, &netns);
-    let network = second.networks.get_mut(NETWORK).unwrap();
+    let network = Arc::make_mut(second.networks.get_mut(NETWORK).unwrap());
     network.fabric.alias = "warren other".to_owned();
     network.fabric.mtu = 1400;
     network.fabric.local.address = Ipv4Addr::new(192, 0, 2, 7).into();
@@ -213,7 +214,7 @@ async fn every_value_changes_in_place<T: Twin>() {
     // Another key is another interface and another MAC; another subnet is other routes.
     everybody[0] = Identity { id: "a".to_owned(), ..Identity::new("x", 99, LOCAL) };
     let mut third = wanted(&everybody, &netns);
-    let network = third.networks.get_mut(NETWORK).unwrap();
+    let network = Arc::make_mut(third.networks.get_mut(NETWORK).unwrap());
     (network.fabric.vni, network.fabric.local.port) = (VNI + 1, PORT + 1);
     let member = network.members.get_mut("a").unwrap();
     member.subnet = "10.240.0.0/20".parse().unwrap();
@@ -227,25 +228,25 @@ async fn a_vni_is_held_once<T: Twin>() {
     let kernel = twin.kernel();
     let (_, first) = world(&twin.start_container());
     let mut both = first.clone();
-    let mut second = first.networks[NETWORK].clone();
+    let mut second = Network::clone(&first.networks[NETWORK]);
     let mut member = second.members.remove("a").unwrap();
     member.netns = twin.start_container();
     second.members.insert("z".to_owned(), member);
-    both.networks.insert("pn-2".to_owned(), second);
+    both.networks.insert("pn-2".to_owned(), Arc::new(second));
     let mut reconciler = Reconciler::new(kernel.clone());
     let report = reconciler.reconcile(&both, &ours(&both), Prune::All).await;
     assert!(report.failed(NETWORK, "a").is_none());
     assert!(matches!(report.failed("pn-2", "z"), Some(Error::VniInUse { vni: VNI, port: PORT })));
     // On another port the same VNI is another one.
-    both.networks.get_mut("pn-2").unwrap().fabric.local.port = PORT + 1;
+    Arc::make_mut(both.networks.get_mut("pn-2").unwrap()).fabric.local.port = PORT + 1;
     let report = reconciler.reconcile(&both, &ours(&both), Prune::All).await;
     assert!(report.is_clean(), "{:?}", report.errors().collect::<Vec<_>>());
     // Two networks exchange their VNIs.
-    both.networks.get_mut("pn-2").unwrap().fabric.local.port = PORT;
-    both.networks.get_mut("pn-2").unwrap().fabric.vni = VNI + 1;
+    Arc::make_mut(both.networks.get_mut("pn-2").unwrap()).fabric.local.port = PORT;
+    Arc::make_mut(both.networks.get_mut("pn-2").unwrap()).fabric.vni = VNI + 1;
     assert!(reconciler.reconcile(&both, &ours(&both), Prune::All).await.is_clean());
-    both.networks.get_mut(NETWORK).unwrap().fabric.vni = VNI + 1;
-    both.networks.get_mut("pn-2").unwrap().fabric.vni = VNI;
+    Arc::make_mut(both.networks.get_mut(NETWORK).unwrap()).fabric.vni = VNI + 1;
+    Arc::make_mut(both.networks.get_mut("pn-2").unwrap()).fabric.vni = VNI;
     let report = reconciler.reconcile(&both, &ours(&both), Prune::All).await;
     assert!(report.is_clean(), "{:?}", report.errors().collect::<Vec<_>>());
     assert_eq!(left_to_do(&kernel, &both, &ours(&both), Prune::All).await, [""; 0]);

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use netplumb::state::{
     Desired, Fabric, Guard, Key, Mac, Member, NetnsRef, Network, Ours, Peer, PrivateKey, Trace, Vtep,
@@ -197,7 +198,7 @@ pub fn network(local: Ipv4Addr, everybody: &[Identity], containers: &BTreeMap<St
 
 /// Exactly one network.
 pub fn desired(network: Network) -> Desired {
-    Desired { networks: BTreeMap::from([(NETWORK.to_owned(), network)]) }
+    Desired { networks: BTreeMap::from([(NETWORK.to_owned(), Arc::new(network))]) }
 }
 
 /// A journal that names what is desired.

@@ -191,18 +191,27 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         }
         let (now, young) = (Instant::now(), &self.young);
         let young = |key: &_| young.get(key).is_some_and(|since| now - *since < YOUNG);
+        let mut changed = false;
         for network in concerned {
             let own = own.get(&network).map_or(&[][..], Vec::as_slice);
             let (view, ledger) = (&self.followed, &self.ledger);
-            match project::network(view, ledger, &self.here, self.mtu, (network, own), young) {
-                Some(projected) => _ = self.desired.networks.insert(network.to_string(), projected),
-                None => _ = self.desired.networks.remove(&network.to_string()),
+            let projected = project::network(view, ledger, &self.here, self.mtu, (network, own), young);
+            let name = network.to_string();
+            let last = self.desired.networks.get(&name);
+            match projected {
+                // What is the same stays the same one: nobody compares it again.
+                Some(projected) if last.is_some_and(|last| **last == projected) => {}
+                Some(projected) => {
+                    self.desired.networks.insert(name, Arc::new(projected));
+                    changed = true;
+                }
+                None => changed |= self.desired.networks.remove(&name).is_some(),
             }
         }
         let ours = project::ours(self.journal.in_kernel());
         let same = {
             let last = self.want.borrow();
-            last.revision > 0 && *last.desired == self.desired && *last.ours == ours && last.prune == prune
+            last.revision > 0 && !changed && *last.ours == ours && last.prune == prune
         };
         if !same {
             self.revision += 1;

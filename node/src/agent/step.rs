@@ -15,6 +15,8 @@ use crate::attach::Claimed;
 use crate::claims::{Answer, Told};
 use crate::store::{Entry, Store};
 
+/// How long the hosts are not written down again, for each of them.
+const REMEMBER_HOST: Duration = Duration::from_millis(50);
 /// How often it is said that no seed answers.
 const LONELY: Duration = Duration::from_secs(60);
 
@@ -171,15 +173,20 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         let mut keep: BTreeSet<_> = self.journal.networks();
         keep.append(&mut self.asked);
         self.ledger.close_others(&keep);
-        let Some(gossip) = &self.gossip else { return };
-        let known = gossip.known();
-        if known == self.remembered {
+        let now = Instant::now();
+        if self.gossip.is_none() || self.remember_from.is_some_and(|then| now < then) {
             return;
         }
-        self.remembered = known.clone();
-        let store = self.store.clone();
+        let versions: Vec<(u64, u64)> = self.view.hosts.values().map(|h| (h.generation, h.version)).collect();
+        if versions == self.remembered {
+            return;
+        }
+        // A large region is written down less often: it takes longer, and is missed less.
+        self.remember_from = Some(now + REMEMBER_HOST * versions.len() as u32);
+        self.remembered = versions;
+        let (store, own, view) = (self.store.clone(), self.here.host.clone(), self.view.clone());
         self.tasks.spawn(async move {
-            if let Err(error) = store.set_known(&known).await {
+            if let Err(error) = store.set_known(&own, view).await {
                 tracing::warn!("the last view was not kept: {error}");
             }
         });

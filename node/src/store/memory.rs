@@ -5,8 +5,8 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use gossip::KnownHost;
-use gossip::id::MemberId;
+use gossip::View;
+use gossip::id::{HostId, MemberId};
 
 use super::{Entry, Store, Stored};
 
@@ -21,7 +21,8 @@ struct Held {
     generation: u64,
     starts: Vec<u64>,
     entries: BTreeMap<MemberId, Entry>,
-    known: Vec<KnownHost>,
+    /// Whose store it is, and what it last saw: encoded when it is read, which is seldom.
+    known: Option<(HostId, Arc<View>)>,
     /// Entries of which only a part was written.
     torn: BTreeSet<MemberId>,
     failing: bool,
@@ -52,6 +53,15 @@ impl MemoryStore {
         self.with(|held| {
             let Held { failing, tear_next, slow, .. } = *held;
             *held = Held { failing, tear_next, slow, ..Held::default() };
+        });
+    }
+
+    /// What was stored becomes a copy of what another store holds: a machine's image, started twice.
+    pub fn copy_from(&self, other: &MemoryStore) {
+        let (generation, starts, entries, known) = other
+            .with(|held| (held.generation, held.starts.clone(), held.entries.clone(), held.known.clone()));
+        self.with(|held| {
+            (held.generation, held.starts, held.entries, held.known) = (generation, starts, entries, known);
         });
     }
 
@@ -86,7 +96,7 @@ impl Store for MemoryStore {
                 generation: held.generation,
                 starts: held.starts.clone(),
                 entries: held.entries.values().cloned().collect(),
-                known: held.known.clone(),
+                known: held.known.as_ref().map(|(own, view)| view.known(own)).unwrap_or_default(),
                 damaged: torn.iter().map(|member| format!("members/{member}.damaged").into()).collect(),
             }
         }))
@@ -116,7 +126,7 @@ impl Store for MemoryStore {
         self.write(|held| held.starts = starts.to_vec())
     }
 
-    async fn set_known(&self, known: &[KnownHost]) -> io::Result<()> {
-        self.write(|held| held.known = known.to_vec())
+    async fn set_known(&self, own: &HostId, view: Arc<View>) -> io::Result<()> {
+        self.write(|held| held.known = Some((own.clone(), view)))
     }
 }

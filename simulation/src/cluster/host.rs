@@ -18,7 +18,7 @@ use node::agent::{Handle, Snapshot};
 use node::attach::{Call, Netns, Request};
 use node::config::{Config, Dns, Gossip, Tls, Underlay};
 use node::project::Here;
-use node::store::{MemoryStore, Store as _, Stored};
+use node::store::MemoryStore;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
@@ -298,13 +298,7 @@ impl Host {
 
     /// Its disk becomes a copy of another machine's.
     pub(super) async fn copy_disk(&self, other: &Host) -> io::Result<()> {
-        let Stored { generation, starts, entries, known, .. } = other.store.load()?;
-        self.store.set_generation(generation)?;
-        self.store.set_starts(&starts)?;
-        self.store.set_known(&known).await?;
-        for entry in entries {
-            self.store.put(&entry).await?;
-        }
+        self.store.copy_from(&other.store);
         Ok(())
     }
 
