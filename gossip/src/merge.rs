@@ -6,6 +6,7 @@
 mod reading;
 mod vanished;
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -206,9 +207,16 @@ impl ViewBuilder {
         let mut tracks = self.hosts.iter().peekable();
         let mut moved = Vec::new();
         for (owner, state) in owners {
-            while tracks.next_if(|(node_id, _)| node_id.as_str() < &*owner.node_id).is_some() {}
-            let track = tracks.peek().filter(|(node_id, _)| node_id.as_str() == &*owner.node_id);
-            if track.is_none_or(|(_, track)| track.misses(owner.generation_id, state.max_version()))
+            let track = loop {
+                let Some((node_id, track)) = tracks.peek() else { break None };
+                match node_id.as_str().cmp(&owner.node_id) {
+                    Ordering::Less => _ = tracks.next(),
+                    // Several generations of one host follow each other.
+                    Ordering::Equal => break Some(*track),
+                    Ordering::Greater => break None,
+                }
+            };
+            if track.is_none_or(|track| track.misses(owner.generation_id, state.max_version()))
                 && !self.is_foreign_self(owner)
             {
                 moved.push((owner, state));

@@ -31,7 +31,7 @@ use crate::{Change, JoinError, PublishError};
 
 /// Pause between two looks at how the hosts live; longer where there are many of them.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
-const LOOK_PAUSE_PER_HOST: Duration = Duration::from_micros(500);
+const LOOK_PAUSE_PER_HOST: Duration = Duration::from_millis(1);
 /// Least time between two views for their readers, per host: copying a view takes about a fiftieth.
 const VIEW_PAUSE_PER_HOST: Duration = Duration::from_micros(5);
 /// How long a leaving agent waits for its goodbye to be sent, and for the wire to close.

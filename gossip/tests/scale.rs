@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use gossip::id::MemberId;
 use gossip::memory::{Delay, Link, MemoryNetwork};
-use gossip::record::Record;
-use gossip::{Arrival, Change, Config, Gossip, Interner, Timings, Wire as _};
+use gossip::record::{Key, MemberRecord, PublicKey, Record};
+use gossip::{Arrival, Change, Config, Gossip, Interner, Timings};
 use tokio::time::{Instant, sleep};
 
-use crate::common::{REGION, host_id, host_record, member};
+use crate::common::{REGION, host_id, host_record};
 use crate::eager::{address, name};
 
 fn number(variable: &str, default: usize) -> usize {
@@ -35,6 +36,18 @@ fn resident_mib() -> u64 {
         .and_then(|text| text.split(' ').nth(1)?.parse().ok())
         .unwrap_or(0);
     pages * 4096 / (1024 * 1024)
+}
+
+/// A member as hosts publish them: what is random in it does not compress.
+fn member(number: u32) -> Record {
+    match crate::common::member(number) {
+        Record::Member(network, _, record) => {
+            let key = std::array::from_fn(|_| rand::random());
+            let record = MemberRecord { key: PublicKey(key), ..record };
+            Record::Member(network, MemberId::random(), record)
+        }
+        other => other,
+    }
 }
 
 fn config(number: usize, hosts: usize, parsed: &Interner) -> Config {
@@ -118,7 +131,7 @@ async fn a_region_of_a_thousand() {
             waiting.retain(|host| {
                 let view = region[*host].view();
                 let view = view.borrow();
-                let gossip::record::Key::Member(network, member) = &key else { unreachable!() };
+                let Key::Member(network, member) = &key else { unreachable!() };
                 let has = view.hosts[&id].records.members.contains_key(&(*network, member.clone()));
                 if has {
                     took.push(written.elapsed().as_millis() as u64);
@@ -142,13 +155,60 @@ async fn a_region_of_a_thousand() {
     );
     println!("  frames before {before:?}\n  after {:?}", frames(&region));
 
+    let churned = churn(&region, number("CHURN_MS", 2000) as u64).await;
+    println!("  {churned} ({:.1} CPU-s)", cpu.lap());
+    println!("  frames {:?}", frames(&region));
+
     let alone = Instant::now();
     let late = join(hosts).await;
-    let expected = hosts * members + writes;
+    let expected = members_of(&region[0].view().borrow());
     let arrived = alone.elapsed();
     let has = members_of(&late.view().borrow());
     println!("  one joins: {arrived:?}, has {has} of {} ({:.1} CPU-s)", expected + members, cpu.lap());
     region.push(late);
     all_see(&region, expected + members).await;
     println!("  all see it after {:?}, {} MiB", alone.elapsed(), resident_mib());
+}
+
+/// Eight writes each 20 ms, somewhere; and how long one in eight takes to be everywhere.
+async fn churn(region: &[Gossip], lasting_ms: u64) -> String {
+    let started = Instant::now();
+    let sent = bytes(region, "frame");
+    let (mut waiting, mut took, mut tick) = (Vec::new(), Vec::new(), 0_u64);
+    while tick < lasting_ms || (!waiting.is_empty() && tick < lasting_ms + 10_000) {
+        if tick < lasting_ms && tick.is_multiple_of(20) {
+            for write in 0..8 {
+                let writer = rand::random_range(0..region.len());
+                let record = member(tick as u32 * 8 + write);
+                let Key::Member(network, id) = record.key() else { unreachable!() };
+                region[writer].publish(vec![Change::Put(record)]).await.unwrap();
+                if write == 0 {
+                    let hosts: Vec<usize> = (0..region.len()).collect();
+                    waiting.push((started.elapsed(), host_id(&name(writer)), (network, id), hosts));
+                }
+            }
+        }
+        for (at, writer, key, hosts) in &mut waiting {
+            let age = (started.elapsed() - *at).as_millis() as u64;
+            hosts.retain(|host| {
+                let has = region[*host].view().borrow().hosts[writer].records.members.contains_key(key);
+                took.extend(has.then_some(age));
+                !has
+            });
+        }
+        waiting.retain(|(.., hosts)| !hosts.is_empty());
+        sleep(Duration::from_millis(1)).await;
+        tick = started.elapsed().as_millis() as u64;
+    }
+    took.sort_unstable();
+    let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize];
+    let rate = (bytes(region, "frame") - sent) as f64 / region.len() as f64 / lasting_ms as f64;
+    format!(
+        "churn: p50 {} p90 {} p99 {} max {} ms, {} not seen; {rate:.0} kB/s of frames per host",
+        at(0.5),
+        at(0.9),
+        at(0.99),
+        at(1.0),
+        waiting.len()
+    )
 }
