@@ -6,6 +6,7 @@
 
 mod frame;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use chitchat::{Chitchat, ChitchatId, NodeState};
 use tokio::time::Instant;
 
 use crate::apply::{Verdict, apply};
-use crate::stretch::Stretch;
+use crate::stretch::{KeyValue, Stretch};
 use frame::{Frame, MalformedFrame, encode, key_values};
 
 /// How long an own change waits for others to travel with it.
@@ -23,8 +24,10 @@ pub(crate) const COALESCE: Duration = Duration::from_millis(5);
 const WINDOW: Duration = Duration::from_secs(2);
 /// And at least over so many versions.
 const WINDOW_VERSIONS: u64 = 8;
+/// But not further than this length: under many writes it is copies that get lost to the budget.
+const WINDOW_BYTES: usize = 4 * 1024;
 /// A state below this length is pushed as a whole: no reader can have a gap.
-const WHOLE_BYTES_MAX: usize = 8 * 1024;
+const WHOLE_BYTES_MAX: usize = 4 * 1024;
 /// What is longer is not pushed: chitchat carries it in compressed blocks.
 const FRAME_BYTES_MAX: usize = 32 * 1024;
 /// Bytes per second, and at once, for the frames of others.
@@ -152,16 +155,12 @@ impl Eager {
         while self.changes.front().is_some_and(|(at, _)| *at + WINDOW <= now) {
             self.changes.pop_front();
         }
-        let version = state.max_version();
-        let oldest = self.changes.front().map_or(version, |(_, before)| *before);
-        let bytes = |stretch: &Stretch<'_>| stretch.key_values.iter().map(|kv| kv.bytes()).sum::<usize>();
-        let whole = Stretch::cut(owner, state, 0);
-        let stretch = if bytes(&whole) <= WHOLE_BYTES_MAX {
-            whole
-        } else {
-            Stretch::cut(owner, state, oldest.min(version.saturating_sub(WINDOW_VERSIONS)))
-        };
-        (bytes(&stretch) <= FRAME_BYTES_MAX && version > 0).then(|| encode(&stretch))
+        let oldest = self.changes.front().map_or(state.max_version(), |(_, before)| *before);
+        let mut stretch = Stretch::cut(owner, state, 0);
+        if bytes(&stretch.key_values) > WHOLE_BYTES_MAX {
+            stretch = stretch.since(oldest);
+        }
+        (bytes(&stretch.key_values) <= FRAME_BYTES_MAX && stretch.extent.to > 0).then(|| encode(&stretch))
     }
 
     /// Own frames are never held back; those of others make way.
@@ -233,6 +232,29 @@ impl Eager {
         }
         self.pulled.insert(owner, now);
         true
+    }
+}
+
+fn bytes(key_values: &[KeyValue<'_>]) -> usize {
+    key_values.iter().map(KeyValue::bytes).sum()
+}
+
+impl Stretch<'_> {
+    /// The part of a whole state that was written after a version, or less of it: as much as the
+    /// window holds, and all of the last versions.
+    fn since(mut self, oldest: u64) -> Self {
+        let to = self.extent.to;
+        self.key_values.sort_unstable_by_key(|kv| Reverse(kv.version));
+        let mut length = 0;
+        let fitting = self.key_values.iter().take_while(|kv| {
+            length += kv.bytes();
+            length <= WINDOW_BYTES
+        });
+        // The first that does not fit is the last that a reader must have.
+        let bound = self.key_values.get(fitting.count()).map_or(0, |kv| kv.version);
+        self.extent.from = oldest.max(bound).min(to.saturating_sub(WINDOW_VERSIONS));
+        self.key_values.retain(|kv| kv.version > self.extent.from);
+        self
     }
 }
 
