@@ -194,9 +194,10 @@ impl ViewBuilder {
         self.synced = true;
     }
 
-    /// This agent publishes in a generation from now on.
-    pub(crate) fn publishes(&mut self, generation: u64, address: SocketAddr) {
+    /// This agent publishes in a generation from now on, and its failure detector begins with it.
+    pub(crate) fn publishes(&mut self, generation: u64, address: SocketAddr, now: Instant) {
         self.published = Some((generation, address));
+        self.hosts.values_mut().for_each(|track| track.life.renew(now));
     }
 
     /// Which of these owners, in their order, have something that was not read yet.

@@ -139,6 +139,13 @@ impl Life {
         Self { standing: Standing::Dead, dead_since: Some(since), ..Self::begin(generation, now) }
     }
 
+    /// Whoever listened has begun anew: a host in answers has one detection bound to be heard again.
+    pub fn renew(&mut self, now: Instant) {
+        if self.dead_since.is_none() {
+            self.born = now;
+        }
+    }
+
     /// How the host stands since the last [`observe`](Self::observe).
     pub fn standing(&self) -> Standing {
         self.standing

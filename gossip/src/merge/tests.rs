@@ -63,7 +63,7 @@ impl Region {
         let (own, now) = ("a".parse().unwrap(), Instant::now());
         let mut builder =
             ViewBuilder::new(&own, known, Timings::of(INTERVAL), Arc::default(), Interner::default(), now);
-        builder.publishes(1, address(b'a'));
+        builder.publishes(1, address(b'a'), now);
         Self { builder, now, seen: vec![seen("a", 1, 1, &[host("a")])] }
     }
 
@@ -237,6 +237,20 @@ async fn a_newer_agent_of_the_own_name_elsewhere_is_a_twin() {
     check(elsewhere(2, false, b'x'), None);
     check(elsewhere(0, true, b'x'), None);
     check(elsewhere(2, true, b'a'), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_generation_begun_anew_does_not_bury_the_others() {
+    let mut region = Region::of(&[]);
+    region.see(seen("b", 5, 1, &[host("b")]));
+    let view = region.after(Duration::from_secs(100));
+    let b = "b".parse().unwrap();
+    assert_eq!(view.hosts[&b].standing, Standing::Answering);
+    // The new failure detector has heard nobody yet.
+    region.builder.publishes(1, address(b'a'), region.now);
+    let unheard = Seen { live: false, ..seen("b", 5, 1, &[host("b")]) };
+    assert_eq!(region.see(unheard).hosts[&b].standing, Standing::Answering);
+    assert_eq!(region.after(Duration::from_secs(7)).hosts[&b].standing, Standing::Dead);
 }
 
 #[tokio::test(start_paused = true)]

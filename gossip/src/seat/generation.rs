@@ -1,11 +1,12 @@
 //! Generations of this host: the first one, and the next when the present one is spoilt.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chitchat::{
-    Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, ProtocolVersion,
+    Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, NodeState, ProtocolVersion,
 };
 use tokio::time::Instant;
 
@@ -13,6 +14,7 @@ use super::Seat;
 use crate::config::Config;
 use crate::id::HostId;
 use crate::own::OwnRecords;
+use crate::record::Record;
 use crate::transport::{Gate, WireTransport};
 use crate::wire::Wire;
 
@@ -20,24 +22,27 @@ impl Seat {
     /// A generation has begun in chitchat: it is seen here, and told to others at once.
     pub(super) async fn begin(&mut self, generation: u64) {
         self.generation.store(generation, Ordering::Relaxed);
-        self.builder.publishes(generation, self.stay.config.advertise);
-        self.eager.begin(Instant::now());
+        let now = Instant::now();
+        self.builder.publishes(generation, self.stay.config.advertise, now);
+        self.eager.begin(now);
         self.look().await;
         self.push_own().await;
     }
 
     /// Whether a newer generation of this host is known in which nobody lives: others follow it and
-    /// do not see ours.
+    /// do not see ours. Nobody follows one without its `host` record.
     pub(super) fn is_superseded(&self, chitchat: &Chitchat, generation: u64) -> bool {
         let node_id = self.stay.config.host.node_id();
-        let newest = chitchat
-            .node_states()
-            .keys()
-            .filter(|id| *id.node_id == *node_id)
-            .max_by_key(|id| id.generation_id);
-        newest.is_some_and(|id| {
-            id.generation_id > generation && chitchat.failure_detection_timeout(id).is_none()
-        })
+        let counts = |state: &NodeState| {
+            state.get("host").is_some_and(|value| Record::decode(&node_id, "host", value).is_ok())
+        };
+        let first =
+            ChitchatId::new(&*node_id, generation.saturating_add(1), (Ipv4Addr::UNSPECIFIED, 0).into());
+        let newer = chitchat.node_states().range(first..).take_while(|(id, _)| *id.node_id == *node_id);
+        newer
+            .filter(|(_, state)| counts(state))
+            .max_by_key(|(id, _)| id.generation_id)
+            .is_some_and(|(id, _)| chitchat.failure_detection_timeout(id).is_none())
     }
 
     /// Publishes everything anew in a higher generation; once per detection bound at most.
