@@ -209,3 +209,6 @@ impl Snapshot {
 fn member_key(network: &crate::id::NetworkId, member: &crate::id::MemberId) -> String {
     Key::Member(*network, member.clone()).to_string()
 }
+
+#[cfg(test)]
+mod tests;
