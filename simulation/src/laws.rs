@@ -21,6 +21,7 @@ use crate::cluster::Cluster;
 /// What holds at any moment, whatever is broken just now. Cheap enough for every step.
 pub fn each_step(cluster: &mut Cluster) -> anyhow::Result<()> {
     cluster.collect()?;
+    standing::introduce(cluster);
     claims::fresh_claims_are_free(cluster).context("law 2 broken: in calm no conflict arises")?;
     promises::addresses_change_only_in_conflicts(cluster).context("law 2 broken: in calm nobody moves")?;
     promises::are_kept_at_home(cluster).context("law 5 broken: who was attached is a member until detached")

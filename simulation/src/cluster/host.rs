@@ -48,6 +48,8 @@ pub struct Host {
     pub life: Life,
     /// When its agent was started, each time.
     pub starts: Vec<Instant>,
+    /// Whether its agent has had the time to meet everybody since its start.
+    pub introduced: bool,
     /// When somebody last changed its kernel behind its back, or its kernel last refused something.
     pub meddled: Option<Instant>,
     /// When its state directory was last emptied.
@@ -200,6 +202,7 @@ impl Host {
             role: Role::Current,
             life: Life::New,
             starts: Vec::new(),
+            introduced: false,
             meddled: None,
             wiped: None,
             torn: false,
@@ -278,6 +281,7 @@ impl Host {
             self.wiped = Some(Instant::now());
         }
         self.agent = Some(running);
+        self.introduced = false;
         self.life = Life::Up(Instant::now());
         self.starts.push(Instant::now());
     }

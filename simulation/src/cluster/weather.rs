@@ -15,8 +15,8 @@ pub struct Weather {
     sky: Link,
     /// Directed links over which nothing passes.
     cuts: BTreeSet<(usize, usize)>,
-    /// Since when there are any.
-    cut_since: Option<Instant>,
+    /// Since when there are none.
+    whole_since: Option<Instant>,
     /// When a link between two machines last changed, by the lower and the higher number.
     changed: BTreeMap<(usize, usize), Instant>,
     /// Machines all of whose messages take longer.
@@ -33,7 +33,7 @@ impl Weather {
             network,
             sky: Link::default(),
             cuts: BTreeSet::new(),
-            cut_since: None,
+            whole_since: Some(Instant::now()),
             changed: BTreeMap::new(),
             slow: BTreeMap::new(),
             last: None,
@@ -70,14 +70,14 @@ impl Weather {
     pub fn cut(&mut self, (from, at): (usize, SocketAddr), (to, there): (usize, SocketAddr)) {
         self.network.cut(at, there);
         self.cuts.insert((from, to));
-        self.cut_since.get_or_insert_with(Instant::now);
+        self.whole_since = None;
         self.change(from, to);
     }
 
     /// Lets everything pass between all machines again; loss and delays stay.
     pub fn mend(&mut self) {
         self.network.heal();
-        self.cut_since = None;
+        self.whole_since.get_or_insert_with(Instant::now);
         for (from, to) in std::mem::take(&mut self.cuts) {
             self.change(from, to);
         }
@@ -121,9 +121,9 @@ impl Weather {
         (self.is_open(a, b) && !slow).then(|| self.changed.get(&(a.min(b), a.max(b))).copied())
     }
 
-    /// Since when there is a link over which nothing passes.
-    pub fn cut_since(&self) -> Option<Instant> {
-        self.cut_since
+    /// Since when messages pass between any two machines; none while they do not.
+    pub fn whole_since(&self) -> Option<Instant> {
+        self.whole_since
     }
 
     /// When any link last changed.

@@ -16,6 +16,15 @@ fn heard_within(host: &Host) -> Duration {
     host.start_delay_max() + GREETS + timings().detection + timings().hold + 4 * INTERVAL
 }
 
+/// Notes who has had the time to meet everybody since its start.
+pub fn introduce(cluster: &mut Cluster) {
+    let Some(open) = cluster.weather.whole_since() else { return };
+    for host in &mut cluster.hosts {
+        let Some(up) = host.up_since() else { continue };
+        host.introduced |= up.max(open) + heard_within(host) <= Instant::now();
+    }
+}
+
 /// More loss than this, and silence may be mistaken for death.
 const LOSS_MAX: f64 = 0.11;
 
@@ -61,8 +70,7 @@ fn is_heard(cluster: &Cluster, observer: usize, other: usize) -> bool {
     let Some(open_since) = cluster.weather.open_since(observer, other) else { return false };
     let Some(since) = observing.up_since() else { return false };
     // Two that have never met do not find each other while both are cut off from the seeds.
-    let met = |up: Instant| cluster.weather.cut_since().is_none_or(|cut| up + heard_within(observed) < cut);
-    if !met(since) || !observed.up_since().is_some_and(met) {
+    if !observing.introduced || !observed.introduced {
         return false;
     }
     let long_enough = |at: Instant, bound: Duration| at.elapsed() >= bound;
