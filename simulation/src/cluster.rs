@@ -5,19 +5,20 @@ mod follower;
 mod host;
 mod weather;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType, Region};
-use gossip::memory::MemoryNetwork;
+use gossip::memory::{MemoryNetwork, MemoryWire};
 use gossip::{Timings, Wire};
 use node::agent::{self, Seams, Snapshot};
 use node::config::Thresholds;
 use tokio::time::Instant;
 
 pub use books::{Attempt, Books, End, Promise};
-pub use host::{Host, Life, Role};
+pub use host::{Choice, Host, Life, Role};
 pub use weather::Weather;
 
 use crate::history::History;
@@ -186,6 +187,17 @@ impl Cluster {
         self.hosts.iter().position(first).filter(|original| *original != copy)
     }
 
+    /// An end of the network for somebody who is no host of the cluster.
+    pub fn stranger(&self, name: &str) -> anyhow::Result<MemoryWire> {
+        let address = SocketAddr::from(([10, 99, 0, 1], 7946));
+        Ok(self.weather.network.wire(&self.region, &name.parse()?, address))
+    }
+
+    /// The region's name.
+    pub fn region(&self) -> &str {
+        self.region.as_str()
+    }
+
     /// Lets nothing pass from one host to another.
     pub fn cut(&mut self, from: usize, to: usize) {
         let at = |host: usize| (host, self.hosts[host].address);
@@ -203,17 +215,16 @@ impl Cluster {
         self.hosts[host].refuse(every);
     }
 
-    /// Starts a container on a host and begins to attach it; the outcome goes into the books. `ordinal` is the
-    /// caller's choice, if it has one.
+    /// Starts a container on a host and begins to attach it; the outcome goes into the books.
     pub fn attach(
         &mut self,
         host: usize,
         network: NetworkId,
         app: AppId,
         process: ProcessType,
-        ordinal: Option<u32>,
+        choice: Choice,
     ) -> anyhow::Result<()> {
-        let (call, path) = self.hosts[host].start_container(network, app, process, ordinal);
+        let (call, path) = self.hosts[host].start_container(network, app, process, choice);
         self.begin(host, Attempt { host, call, path, began: Instant::now() })
     }
 
@@ -300,7 +311,7 @@ mod tests {
         }
         let attach = |cluster: &mut Cluster| {
             let web = "web".parse().unwrap();
-            cluster.attach(1, NetworkId::random(), AppId::random(), web, None).unwrap();
+            cluster.attach(1, NetworkId::random(), AppId::random(), web, Choice::None).unwrap();
         };
         attach(&mut cluster);
         while cluster.books.in_flight() > 0 {

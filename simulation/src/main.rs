@@ -10,6 +10,7 @@ mod convergence;
 mod entropy;
 mod history;
 mod laws;
+mod liar;
 mod operation;
 mod pool;
 mod random;
@@ -21,6 +22,7 @@ mod veteran;
 
 use std::io::{self, Write as _};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::process::{self, ExitCode};
 use std::thread;
 use std::time::Duration;
@@ -59,6 +61,9 @@ struct Arguments {
     /// How long a drawn scenario disturbs the region, in virtual seconds
     #[arg(long, value_name = "T", default_value_t = 60)]
     virtual_seconds: u64,
+    /// With --seeds: what was run is noted in this file; seeds that held every law in the same binary are left out
+    #[arg(long, value_name = "FILE", requires = "seeds")]
+    resume: Option<PathBuf>,
     /// How many of the last events are printed when a law is broken
     #[arg(long, value_name = "N", default_value_t = 60)]
     events: usize,
@@ -112,7 +117,7 @@ fn main() -> anyhow::Result<ExitCode> {
             Some(single) if seeds.is_none() => run(*seed, move || single.tell()),
             _ => convergence::tell_all(selection, seeds, convergence),
         },
-        (_, Some(seeds)) => seeds::run_all(seeds, &arguments.again()),
+        (_, Some(seeds)) => seeds::run_all(seeds, &arguments.again(), arguments.resume.as_deref()),
         (_, None) => run(*seed, move || tell(arguments)),
     }
 }

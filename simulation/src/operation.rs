@@ -45,6 +45,8 @@ pub enum Operation {
     AttachMany(usize, Place, usize),
     /// As [`Operation::Attach`], with a number its caller chose.
     AttachNumbered(usize, Place, u32),
+    /// As [`Operation::Attach`], with an address its caller chose: the so-manieth of the subnet.
+    AttachAt(usize, Place, u8),
     /// A member of the host is detached, by its turn among the host's members.
     Detach(usize, usize),
     /// A member's container ends, by its turn among the host's members.
@@ -74,6 +76,30 @@ pub enum Operation {
     Refuse(usize, usize),
     /// Somebody changes the host's kernel behind its agent's back.
     Sabotage(usize, Sabotage),
+    /// A host without an agent joins the region, if it has not, and lies.
+    Lie(Lie),
+    /// It is no more.
+    Silence,
+
+    /// The network has so many members.
+    Members(usize, usize),
+    /// So many attaches were refused since the start.
+    Refused(std::ops::RangeInclusive<usize>),
+    /// No member has another address or number than it was acknowledged with.
+    NobodyMoved,
+    /// So many members have another address than they were acknowledged with.
+    Moved(usize),
+}
+
+/// What a lying host does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lie {
+    /// Malformed and oversized records of its own, frames that are none, answers that are noise.
+    Nonsense,
+    /// Other hosts' records are written over, far ahead of their own versions.
+    Forge,
+    /// So many hosts that do not exist.
+    Crowd(u64),
 }
 
 /// A network and an app in it.

@@ -7,7 +7,7 @@ use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom as _, SliceRandom as _};
 
 use crate::cluster::{Life, Role};
-use crate::operation::{Disk, Operation, Place, Sabotage, Sky};
+use crate::operation::{Disk, Lie, Operation, Place, Sabotage, Sky};
 use crate::stage::Stage;
 
 /// How many hosts a region drawn from a seed has.
@@ -87,6 +87,7 @@ const RULES: &[Rule] = &[
     (30, |stage, rng| Some(Operation::Attach(up(stage, rng)?, place(rng)))),
     (4, |stage, rng| Some(Operation::AttachMany(up(stage, rng)?, place(rng), rng.random_range(2..=8)))),
     (3, |stage, rng| Some(Operation::AttachNumbered(up(stage, rng)?, place(rng), rng.random_range(1..=6)))),
+    (5, |stage, rng| Some(Operation::AttachAt(up(stage, rng)?, place(rng), rng.random_range(1..=8)))),
     (14, |stage, rng| Some(Operation::Detach(with_member(stage, rng)?, rng.random_range(0..8)))),
     (6, |stage, rng| Some(Operation::Kill(with_member(stage, rng)?, rng.random_range(0..8)))),
     (2, |_, rng| Some(Operation::Redeploy(rng.random_range(0..NETWORKS)))),
@@ -114,6 +115,8 @@ const RULES: &[Rule] = &[
     (2, |stage, rng| Some(Operation::Suspend(up(stage, rng)?))),
     (5, |stage, rng| Some(Operation::Disk(any(stage, rng)?, disk(rng)))),
     (4, |stage, rng| Some(Operation::Refuse(any(stage, rng)?, *[0, 2, 5, 20].choose(rng)?))),
+    (1, |_, _| Some(Operation::Lie(Lie::Nonsense))),
+    (2, |_, _| Some(Operation::Silence)),
     (4, |stage, rng| Some(Operation::Sabotage(up(stage, rng)?, sabotage(rng)))),
 ];
 

@@ -1,9 +1,8 @@
 //! Scenarios by name: each a short script.
 
-use std::time::Duration;
+mod scripts;
 
-use crate::operation::Operation::*;
-use crate::operation::{Operation, Place, Sky};
+use crate::operation::Operation;
 
 /// A script with a name.
 pub struct Scenario {
@@ -17,68 +16,37 @@ pub struct Scenario {
     pub script: fn(usize) -> Vec<Operation>,
 }
 
+macro_rules! scenarios {
+    ($($name:literal, $hosts:literal, $script:ident, $about:literal;)*) => {
+        &[$(Scenario { name: $name, about: $about, hosts: $hosts, script: scripts::$script },)*]
+    };
+}
+
 /// All of them.
-pub const SCENARIOS: &[Scenario] = &[
-    Scenario {
-        name: "life",
-        about: "hosts start, containers come and go, hosts crash and come back",
-        hosts: 5,
-        script: life,
-    },
-    Scenario {
-        name: "region-split",
-        about: "two halves for half a minute, both attach",
-        hosts: 6,
-        script: region_split,
-    },
+pub const SCENARIOS: &[Scenario] = scenarios![
+    "life", 5, life, "hosts start, containers come and go, a host crashes and comes back";
+    "cold-start", 50, cold_start, "all hosts start at once, and attach at once";
+    "region-split", 6, region_split, "two halves for half a minute, both attach, both give one address";
+    "rolling-restart", 6, rolling_restart, "every agent stops and starts, then every agent is killed: no name is missed";
+    "mass-redeploy", 5, mass_redeploy, "50 containers at once on several hosts, and all of them anew";
+    "big-redeploy", 6, big_redeploy, "600 live members replaced within the quarantine of their addresses";
+    "full-network", 2, full_network, "1,022 of 1,022 addresses, one more, and one again";
+    "flapping-host", 5, flapping_host, "a host crashes and starts again and again";
+    "seeds-gone", 6, seeds_gone, "both seeds are gone for ever; the others crash, part and meet";
+    "same-name-new-machine", 5, new_machine, "a machine burns down, another one gets its name";
+    "kernel-sabotage", 4, kernel_sabotage, "somebody deletes and turns what agents have made";
+    "scale-out-during-redeploy", 5, scale_out, "a new host gets 50 attaches at its start while an app is redeployed";
+    "long-cut", 6, long_cut, "a cut longer than anybody is remembered, with the seeds gone";
+    "old-counters", 5, old_counters, "a host comes back with old claims that others hold by now";
+    "suspended-vm", 5, suspended, "a virtual machine stands still for five minutes";
+    "cloned-host", 5, cloned, "two machines with one name and one disk";
+    "crash-loop", 8, crash_loop, "four hosts start every second";
+    "forged-records", 5, forged, "everybody's records are written over with the highest version";
+    "nonsense", 5, nonsense, "a host of malformed records, noise and turned frames";
+    "near-the-wall", 5, near_the_wall, "a digest near what gossip can carry: nobody panics, nobody new is let in";
 ];
 
 /// The scenario of a name.
 pub fn find(name: &str) -> Option<&'static Scenario> {
     SCENARIOS.iter().find(|scenario| scenario.name == name)
-}
-
-const WEB: Place = Place { network: 0, app: 0, worker: false };
-const API: Place = Place { network: 1, app: 1, worker: false };
-
-fn seconds(seconds: u64) -> Operation {
-    Wait(Duration::from_secs(seconds))
-}
-
-fn start(hosts: std::ops::Range<usize>) -> Vec<Operation> {
-    hosts.flat_map(|host| [Start(host), Wait(Duration::from_millis(100))]).collect()
-}
-
-fn attach_everywhere(hosts: std::ops::Range<usize>, place: Place) -> Vec<Operation> {
-    hosts.map(|host| Attach(host, place)).collect()
-}
-
-fn life(hosts: usize) -> Vec<Operation> {
-    let last = hosts - 1;
-    [
-        start(0..hosts),
-        vec![Settle],
-        attach_everywhere(0..hosts, WEB),
-        attach_everywhere(0..hosts, API),
-        vec![Settle, Detach(0, 0), Settle],
-        vec![Crash(last), seconds(8), Start(last), Settle],
-        // So soon that nobody misses it.
-        vec![seconds(60), Restart(last), Settle],
-        vec![Kill(0, 0), seconds(2), Settle, Rest],
-    ]
-    .concat()
-}
-
-fn region_split(hosts: usize) -> Vec<Operation> {
-    let (near, far) = (0..hosts / 2, hosts / 2..hosts);
-    [
-        start(0..hosts),
-        attach_everywhere(0..hosts, WEB),
-        vec![Settle, Split(vec![near.clone().collect(), far.clone().collect()]), seconds(1)],
-        attach_everywhere(0..hosts, WEB),
-        vec![seconds(20)],
-        attach_everywhere(0..hosts, WEB),
-        vec![seconds(10), Heal, Settle, Weather(Sky::Fair), Rest],
-    ]
-    .concat()
 }

@@ -1,16 +1,17 @@
-//! Many seeds side by side.
-//!
-//! Each in a process of its own: tokio seeds its `select!` with a counter of the process beside getrandom(2),
-//! so that only the first runtime of a process is the same each time.
+//! Many seeds side by side, and which of them are done already.
 
-use std::collections::BTreeMap;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
 use std::ops::RangeInclusive;
-use std::process::{Command, ExitCode, Output};
+use std::path::Path;
+use std::process::{ExitCode, Output};
 use std::sync::{Mutex, PoisonError};
-use std::thread;
 
 use anyhow::Context as _;
+
+use crate::pool;
+use crate::report::{COMMIT, binary_hash};
 
 /// Reads `A..B`, both included.
 pub fn parse(text: &str) -> Result<RangeInclusive<u64>, String> {
@@ -21,68 +22,81 @@ pub fn parse(text: &str) -> Result<RangeInclusive<u64>, String> {
     }
 }
 
-/// Runs this program once for each seed on all cores, with `common` arguments beside it. Prints the summary of
-/// each seed in order, and the whole of those that broke a law.
-pub fn run_all(seeds: RangeInclusive<u64>, common: &[String]) -> anyhow::Result<ExitCode> {
-    let program = std::env::current_exe().context("this program's own path")?;
-    let (total, left) = (seeds.clone().count(), Mutex::new(seeds));
-    let outcomes = Mutex::new(BTreeMap::<u64, io::Result<Output>>::new());
-    let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
-    thread::scope(|scope| {
-        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| {
-                while let Some(seed) = next() {
-                    let outcome =
-                        Command::new(&program).args(common).arg("--seed").arg(seed.to_string()).output();
-                    let mut outcomes = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
-                    outcomes.insert(seed, outcome);
-                    progress(&outcomes, total);
-                }
-            });
+/// Runs this program once for each seed on all cores, with `common` arguments beside it, but for those that a
+/// file says this very binary has run. Prints the summary of each seed in order, and the whole of those that
+/// broke a law.
+pub fn run_all(
+    seeds: RangeInclusive<u64>,
+    common: &[String],
+    resume: Option<&Path>,
+) -> anyhow::Result<ExitCode> {
+    let binary = binary_hash();
+    let ledger = resume.map(|path| Ledger::open(path, &binary, common)).transpose()?;
+    let done = ledger.as_ref().map_or_else(BTreeSet::new, |ledger| ledger.held.clone());
+    let left: Vec<u64> = seeds.clone().filter(|seed| !done.contains(seed)).collect();
+    let arguments = |seed: &u64| [&["--seed".to_owned(), seed.to_string()], common].concat();
+    let runs: Vec<Vec<String>> = left.iter().map(arguments).collect();
+    let outputs = pool::run("seeds", &runs, |arguments, output| {
+        if let Some(ledger) = &ledger {
+            ledger.note(&arguments[1], output.status.success())?;
         }
-    });
-    let outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
-    report(&outcomes)
-}
-
-fn holds(outcome: &io::Result<Output>) -> bool {
-    outcome.as_ref().is_ok_and(|output| output.status.success())
-}
-
-fn progress(outcomes: &BTreeMap<u64, io::Result<Output>>, total: usize) {
-    let mut err = io::stderr().lock();
-    if err.is_terminal() {
-        let broken = outcomes.values().filter(|outcome| !holds(outcome)).count();
-        let end = if outcomes.len() == total { "\n" } else { "" };
-        // Nobody misses a progress line that cannot be written.
-        let _ = write!(err, "\r{} of {total} seeds, {broken} broke a law{end}", outcomes.len());
-        let _ = err.flush();
-    }
-}
-
-fn report(outcomes: &BTreeMap<u64, io::Result<Output>>) -> anyhow::Result<ExitCode> {
+        Ok(output)
+    })?;
     let mut out = io::stdout().lock();
+    writeln!(out, "commit {COMMIT}, binary {binary}")?;
+    if runs.len() < seeds.clone().count() {
+        writeln!(out, "{} seeds held before", seeds.count() - runs.len())?;
+    }
+    report(&left, &outputs, &mut out)
+}
+
+fn report(seeds: &[u64], outputs: &[Output], out: &mut impl io::Write) -> anyhow::Result<ExitCode> {
     let mut broken = Vec::new();
-    for (seed, outcome) in outcomes {
-        if !holds(outcome) {
+    for (seed, output) in seeds.iter().zip(outputs) {
+        out.write_all(&output.stdout)?;
+        if !output.status.success() {
             broken.push(seed);
-        }
-        match outcome {
-            Ok(output) => {
-                out.write_all(&output.stdout)?;
-                if !output.status.success() {
-                    out.write_all(&output.stderr)?;
-                }
-            }
-            Err(error) => writeln!(out, "seed {seed} did not run: {error}")?,
+            out.write_all(&output.stderr)?;
         }
     }
     if broken.is_empty() {
-        writeln!(out, "{} seeds, every law held", outcomes.len())?;
+        writeln!(out, "{} seeds, every law held", seeds.len())?;
         return Ok(ExitCode::SUCCESS);
     }
-    writeln!(out, "{} seeds, laws were broken by {broken:?}", outcomes.len())?;
+    writeln!(out, "{} seeds, laws were broken by {broken:?}", seeds.len())?;
     Ok(ExitCode::FAILURE)
+}
+
+/// A file of what was run: a line with binary, arguments, seed and outcome each.
+struct Ledger {
+    /// What each line of this run begins with.
+    run: String,
+    /// Seeds that held every law in such a run.
+    held: BTreeSet<u64>,
+    file: Mutex<File>,
+}
+
+impl Ledger {
+    fn open(path: &Path, binary: &str, common: &[String]) -> anyhow::Result<Ledger> {
+        let run = format!("{binary} {}", common.join(" "));
+        let text = if path.exists() { fs::read_to_string(path) } else { Ok(String::new()) };
+        let text = text.with_context(|| path.display().to_string())?;
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        let file = Mutex::new(file.with_context(|| path.display().to_string())?);
+        Ok(Ledger { held: held(&text, &run), run, file })
+    }
+
+    fn note(&self, seed: &str, held: bool) -> io::Result<()> {
+        let outcome = if held { "held" } else { "broke" };
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        writeln!(file, "{} {seed} {outcome}", self.run)
+    }
+}
+
+/// The seeds of a run that held every law; a line cut short by a crash is none.
+fn held(text: &str, run: &str) -> BTreeSet<u64> {
+    let lines = text.lines().filter_map(|line| line.strip_prefix(run)?.strip_prefix(' '));
+    lines.filter_map(|line| line.strip_suffix(" held")?.parse().ok()).collect()
 }
 
 #[cfg(test)]
@@ -101,5 +115,12 @@ mod tests {
         ] {
             assert_eq!(parse(text).ok(), read, "{text}");
         }
+    }
+
+    #[test]
+    fn a_seed_is_done_when_the_same_run_of_it_held() {
+        let text = "aa --hosts 5 1 held\naa --hosts 5 2 broke\nbb --hosts 5 3 held\naa --hosts 50 4 held\naa --hosts 5 5";
+        assert_eq!(held(text, "aa --hosts 5"), BTreeSet::from([1]));
+        assert_eq!(held(text, "bb --hosts 5"), BTreeSet::from([3]));
     }
 }

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::chronicle::Chronicle;
 use crate::cluster::{Cluster, INTERVAL, QUARANTINE, timings};
 use crate::laws;
+use crate::liar::Liar;
 use crate::operation::Operation;
 
 /// Between two looks at what holds at any moment.
@@ -38,6 +39,7 @@ pub struct Stage {
     /// Until when repairs of kernels may go on.
     repairing: Option<Instant>,
     suspended: Vec<usize>,
+    liar: Option<Liar>,
     /// How long the region took to be quiet, each time.
     pub settled: Vec<Duration>,
     /// What a page shows of the run; none where nobody asked for one.
@@ -57,6 +59,7 @@ impl Stage {
             healed: now,
             repairing: None,
             suspended: Vec::new(),
+            liar: None,
             settled: Vec::new(),
             chronicle: None,
         }
@@ -150,6 +153,7 @@ impl Stage {
     /// What rests is over, what is gone is forgotten.
     async fn rest(&mut self) -> anyhow::Result<()> {
         self.wait(QUARANTINE + Duration::from_secs(5)).await?;
+        self.healed = Instant::now();
         self.settle().await?;
         laws::once_rested(&self.cluster)
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use gossip::config::WallClock;
 use gossip::id::{AppId, HostId, NetworkId, ProcessType, Region};
 use gossip::memory::MemoryWire;
-use gossip::{Counters, Wire};
+use gossip::{Counters, Timings, Wire};
 use netplumb::MemoryKernel;
 use netplumb::error::Error;
 use netplumb::state::{Guard, Vtep};
@@ -22,7 +22,7 @@ use node::store::MemoryStore;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
-use super::{INTERVAL, thresholds};
+use super::{FORGET, GONE, INTERVAL, thresholds};
 use crate::veteran::Veteran;
 
 /// MTU of every underlay, in bytes.
@@ -97,6 +97,17 @@ impl Role {
             Role::Veteran => Arc::new(Veteran(wire)),
         }
     }
+}
+
+/// What a caller of attach may choose itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// Nothing.
+    None,
+    /// The number within app and type.
+    Number(u32),
+    /// The address, by its last byte.
+    Address(u8),
 }
 
 /// A wall clock that can jump; virtual time moves it otherwise.
@@ -231,6 +242,12 @@ impl Host {
         matches!(self.life, Life::Up(_))
     }
 
+    /// Whether it is down for so long that nobody has to remember it.
+    pub fn is_forgotten(&self) -> bool {
+        let bound = Timings::of(INTERVAL).detection + GONE + FORGET;
+        matches!(self.life, Life::Crashed(at) | Life::Scrapped(at) if at.elapsed() > bound)
+    }
+
     /// Since when its agent runs.
     pub fn up_since(&self) -> Option<Instant> {
         match self.life {
@@ -311,14 +328,19 @@ impl Host {
         network: NetworkId,
         app: AppId,
         process: ProcessType,
-        ordinal: Option<u32>,
+        choice: Choice,
     ) -> (Call, PathBuf) {
         self.containers += 1;
         let container = format!("c{}", self.containers);
         let netns = self.kernel.start_container(format!("/run/netns/{container}"), None);
         let path = netns.path.clone();
         let netns = Netns::Path(netns.path);
-        let request = Request { app, process, ordinal, ifname: None, address: None, netns, wait_ms: None };
+        let (ordinal, address) = match choice {
+            Choice::None => (None, None),
+            Choice::Number(number) => (Some(number), None),
+            Choice::Address(last) => (None, Some(Ipv4Addr::new(10, 240, 0, last))),
+        };
+        let request = Request { app, process, ordinal, ifname: None, address, netns, wait_ms: None };
         (Call { network, container, request }, path)
     }
 }

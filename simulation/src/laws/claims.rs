@@ -87,7 +87,7 @@ pub fn fresh_claims_are_free(cluster: &mut Cluster) -> anyhow::Result<()> {
             continue;
         }
         for (other, promise) in &cluster.books.promises {
-            if *other != member {
+            if *other != member && !cluster.hosts[promise.host].is_forgotten() {
                 ensure_apart(cluster, (&member, new), (other, promise))?;
             }
         }

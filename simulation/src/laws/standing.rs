@@ -31,7 +31,9 @@ const LOSS_MAX: f64 = 0.11;
 /// A host whose agent runs, and hears and is heard by another one, answers to that one at all times; one that
 /// said goodbye does for as long as it asked to.
 pub fn living_hosts_answer(cluster: &Cluster) -> anyhow::Result<()> {
-    if cluster.weather.loss() > LOSS_MAX {
+    // While links change far away, chance can keep two hosts from each other longer than silence is believed.
+    let changed = cluster.weather.last_change().is_some_and(|at| at.elapsed() < 2 * timings().detection);
+    if changed || cluster.weather.loss() > LOSS_MAX {
         return Ok(());
     }
     for (observer, host, snapshot) in cluster.live().filter(|(_, host, _)| !has_twin(cluster, host)) {
@@ -70,7 +72,9 @@ fn is_heard(cluster: &Cluster, observer: usize, other: usize) -> bool {
     let Some(open_since) = cluster.weather.open_since(observer, other) else { return false };
     let Some(since) = observing.up_since() else { return false };
     // Two that have never met do not find each other while both are cut off from the seeds.
-    if !observing.introduced || !observed.introduced {
+    // Near chitchat's wall the region lets nobody new in.
+    let joined = observed.snapshot().is_some_and(|snapshot| snapshot.unjoined.is_none());
+    if !observing.introduced || !observed.introduced || !joined {
         return false;
     }
     let long_enough = |at: Instant, bound: Duration| at.elapsed() >= bound;
@@ -92,10 +96,7 @@ pub fn dead_hosts_do_not(cluster: &Cluster) -> anyhow::Result<()> {
         let joined = host.up_since().map(|up| up + host.start_delay_max() + GREETS);
         let since = joined.max(cluster.weather.last_change());
         for other in cluster.hosts.iter().filter(|other| !is_there(cluster, other)) {
-            let dead_since = match other.life {
-                Life::Crashed(at) | Life::Scrapped(at) => at,
-                _ => continue,
-            };
+            let Some(dead_since) = dead_since(cluster, other) else { continue };
             let late = Some(dead_since).max(since).is_some_and(|at| at + bound < Instant::now());
             if !late || hears_nobody(cluster, observer) {
                 continue;
@@ -105,6 +106,16 @@ pub fn dead_hosts_do_not(cluster: &Cluster) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// When the last agent of its name ended without a word.
+fn dead_since(cluster: &Cluster, host: &Host) -> Option<Instant> {
+    let named = cluster.hosts.iter().filter(|other| other.id == host.id);
+    let ends = named.map(|other| match other.life {
+        Life::Crashed(at) | Life::Scrapped(at) => Some(at),
+        _ => None,
+    });
+    ends.max().flatten()
 }
 
 /// Whether an agent of its name runs.

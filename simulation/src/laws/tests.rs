@@ -8,7 +8,7 @@ use netplumb::state::{Key, Mac};
 use tokio::time::{Instant, sleep};
 
 use super::{at_any_time, once_quiet, once_rested};
-use crate::cluster::{Cluster, Life, Promise};
+use crate::cluster::{Choice, Cluster, Life, Promise};
 use crate::history::History;
 
 const HOSTS: usize = 3;
@@ -22,7 +22,7 @@ async fn region() -> Cluster {
     let network = NetworkId::random();
     sleep(Duration::from_secs(10)).await;
     for host in 0..HOSTS {
-        cluster.attach(host, network, AppId::random(), "web".parse().unwrap(), None).unwrap();
+        cluster.attach(host, network, AppId::random(), "web".parse().unwrap(), Choice::None).unwrap();
     }
     sleep(Duration::from_secs(40)).await;
     check(&mut cluster).await.unwrap();
@@ -176,7 +176,7 @@ async fn a_wrong_container() {
 async fn an_attach_without_end() {
     let mut cluster = region().await;
     cluster.hosts[0].store.slow_writes(Duration::from_secs(60));
-    cluster.attach(0, NetworkId::random(), AppId::random(), "web".parse().unwrap(), None).unwrap();
+    cluster.attach(0, NetworkId::random(), AppId::random(), "web".parse().unwrap(), Choice::None).unwrap();
     sleep(Duration::from_secs(61)).await;
     let error = at_any_time(&mut cluster).unwrap_err();
     assert!(format!("{error:#}").contains("law 7 broken"), "{error:#}");

@@ -8,13 +8,23 @@ use gossip::memory::{Delay, Link};
 use tokio::time::Instant;
 
 use super::{REPAIR, Stage};
-use crate::cluster::Life;
-use crate::operation::{Disk, Operation, Place, Sky};
+use crate::cluster::{Choice, Life};
+use crate::liar::Liar;
+use crate::operation::{Disk, Lie, Operation, Place, Sky};
 
 impl Operation {
     /// Whether the region has something to get over after it.
     pub fn disturbs(&self) -> bool {
-        !matches!(self, Operation::Wait(_) | Operation::Settle | Operation::Rest)
+        !matches!(
+            self,
+            Operation::Wait(_)
+                | Operation::Settle
+                | Operation::Rest
+                | Operation::Members(..)
+                | Operation::Refused(_)
+                | Operation::NobodyMoved
+                | Operation::Moved(_)
+        )
     }
 }
 
@@ -55,13 +65,16 @@ impl Stage {
             Operation::Become(host, role) => cluster.hosts[host].role = role,
             Operation::JumpClock(host, seconds) => cluster.hosts[host].clock.jump(seconds),
 
-            Operation::Attach(host, place) => self.attach(host, place, None)?,
+            Operation::Attach(host, place) => self.attach(host, place, Choice::None)?,
             Operation::AttachMany(host, place, count) => {
                 for _ in 0..count {
-                    self.attach(host, place, None)?;
+                    self.attach(host, place, Choice::None)?;
                 }
             }
-            Operation::AttachNumbered(host, place, number) => self.attach(host, place, Some(number))?,
+            Operation::AttachNumbered(host, place, number) => {
+                self.attach(host, place, Choice::Number(number))?
+            }
+            Operation::AttachAt(host, place, last) => self.attach(host, place, Choice::Address(last))?,
             Operation::Detach(host, turn) => {
                 let member = self.member(host, turn)?;
                 self.cluster.detach(&member)?;
@@ -71,7 +84,12 @@ impl Stage {
                 self.cluster.kill_container(&member);
             }
             Operation::Redeploy(network) => self.redeploy(network)?,
-            _ => self.disturb(operation)?,
+            Operation::Lie(lie) => self.lie(lie).await?,
+            Operation::Silence => self.liar = None,
+            _ => {
+                self.disturb(operation)?;
+                self.expect(operation)?;
+            }
         }
         Ok(())
     }
@@ -103,11 +121,46 @@ impl Stage {
         self.repairing = Some(Instant::now() + REPAIR);
     }
 
-    fn attach(&mut self, host: usize, place: Place, number: Option<u32>) -> anyhow::Result<()> {
+    fn attach(&mut self, host: usize, place: Place, choice: Choice) -> anyhow::Result<()> {
         let Place { network, app, worker } = place;
         let process = if worker { "worker" } else { "web" };
         let (network, app) = (self.networks[network], self.apps[app]);
-        self.cluster.attach(host, network, app, process.parse()?, number)
+        self.cluster.attach(host, network, app, process.parse()?, choice)
+    }
+
+    /// What a script says must be so.
+    fn expect(&self, operation: &Operation) -> anyhow::Result<()> {
+        let promises = self.cluster.books.promises.values();
+        let moved = || self.cluster.books.promises.values().map(|promise| promise.moves).sum::<usize>();
+        match operation {
+            Operation::Members(network, count) => {
+                let found = promises.filter(|p| p.entry.network == self.networks[*network]).count();
+                ensure!(found == *count, "the network has {found} members");
+            }
+            Operation::Refused(counts) => {
+                let refused = self.cluster.books.refused.len();
+                ensure!(counts.contains(&refused), "{refused} attaches were refused");
+            }
+            Operation::NobodyMoved => ensure!(moved() == 0, "{} members have moved", moved()),
+            Operation::Moved(count) => ensure!(moved() == *count, "{} members have moved", moved()),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn lie(&mut self, lie: Lie) -> anyhow::Result<()> {
+        if self.liar.is_none() {
+            let peers = self.cluster.hosts.iter().map(|host| host.address).collect();
+            let wire = self.cluster.stranger("liar")?;
+            self.liar = Some(Liar::begin(wire, self.cluster.region(), "liar", peers).await?);
+        }
+        let Some(liar) = &mut self.liar else { return Ok(()) };
+        match lie {
+            Lie::Nonsense => liar.talk_nonsense().await,
+            Lie::Forge => liar.forge().await,
+            Lie::Crowd(count) => liar.crowd(count).await,
+        }
+        Ok(())
     }
 
     /// A member of a host that is not leaving, by its turn.
@@ -130,7 +183,7 @@ impl Stage {
             let entry = &self.cluster.books.promises[&member].entry;
             let (app, process) = (entry.app, entry.process.clone());
             self.cluster.detach(&member)?;
-            self.cluster.attach(host, id, app, process, None)?;
+            self.cluster.attach(host, id, app, process, Choice::None)?;
         }
         Ok(())
     }
@@ -203,6 +256,7 @@ impl Stage {
     /// Ends all faults; a machine that is down starts again, a copy is taken away and its original started anew.
     async fn heal(&mut self) -> anyhow::Result<()> {
         self.suspended.clear();
+        self.liar = None;
         self.cluster.weather.mend();
         self.set_sky(Sky::Fair);
         for host in 0..self.cluster.hosts.len() {
