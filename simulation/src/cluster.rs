@@ -62,7 +62,10 @@ pub struct Cluster {
     pub books: Books,
     /// What the network does to messages.
     pub weather: Weather,
+    /// Somebody in the region lies.
+    pub lied_to: bool,
     region: Region,
+    thresholds: Thresholds,
     epoch_ns: u64,
 }
 
@@ -75,7 +78,9 @@ impl Cluster {
             hosts: Vec::new(),
             books: Books::new(),
             weather: Weather::new(MemoryNetwork::new()),
+            lied_to: false,
             region: "simulated".parse()?,
+            thresholds: thresholds(),
             epoch_ns,
         };
         for number in 0..hosts {
@@ -87,7 +92,8 @@ impl Cluster {
     /// Puts another machine there, with a name of its own or somebody else's, and returns its number.
     pub fn add(&mut self, id: HostId) -> anyhow::Result<usize> {
         let number = self.hosts.len();
-        self.hosts.push(Host::new(u16::try_from(number)?, id, &self.region, self.epoch_ns));
+        let thresholds = self.thresholds.clone();
+        self.hosts.push(Host::new(u16::try_from(number)?, id, &self.region, thresholds, self.epoch_ns));
         Ok(number)
     }
 
@@ -180,11 +186,11 @@ impl Cluster {
         host.wiped = Some(Instant::now());
     }
 
-    /// The first machine with the name of this one, when this one is a copy of it that runs.
+    /// The machine that this one is a copy of, while both exist.
     pub fn original(&self, copy: usize) -> Option<usize> {
-        let host = self.hosts.get(copy).filter(|host| host.is_up() && host.copy)?;
-        let first = |other: &Host| other.id == host.id && !matches!(other.life, Life::Scrapped(_));
-        self.hosts.iter().position(first).filter(|original| *original != copy)
+        let exists = |host: &Host| !matches!(host.life, Life::Scrapped(_));
+        let host = self.hosts.get(copy).filter(|host| exists(host) && host.copy)?;
+        self.hosts.iter().position(|other| other.id == host.id && exists(other) && !other.copy)
     }
 
     /// An end of the network for somebody who is no host of the cluster.
@@ -288,7 +294,7 @@ impl Cluster {
     }
 }
 
-/// What every simulated node is told beside its file.
+/// What every simulated node is told beside its file: one value for all, so that they share what they parse.
 fn thresholds() -> Thresholds {
     Thresholds { timings: Some(timings()), quarantine: Some(QUARANTINE), ..Thresholds::default() }
 }

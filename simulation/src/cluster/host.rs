@@ -16,13 +16,13 @@ use netplumb::error::Error;
 use netplumb::state::{Guard, Vtep};
 use node::agent::{Handle, Snapshot};
 use node::attach::{Call, Netns, Request};
-use node::config::{Config, Dns, Gossip, Tls, Underlay};
+use node::config::{Config, Dns, Gossip, Thresholds, Tls, Underlay};
 use node::project::Here;
 use node::store::MemoryStore;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
-use super::{FORGET, GONE, INTERVAL, thresholds};
+use super::{FORGET, GONE, INTERVAL};
 use crate::veteran::Veteran;
 
 /// MTU of every underlay, in bytes.
@@ -180,7 +180,13 @@ impl Host {
         counters.map_or(0, |counters| kinds.map(|kind| of_kind(&counters, kind)).iter().sum())
     }
 
-    pub(super) fn new(number: u16, id: HostId, region: &Region, epoch_ns: u64) -> Host {
+    pub(super) fn new(
+        number: u16,
+        id: HostId,
+        region: &Region,
+        thresholds: Thresholds,
+        epoch_ns: u64,
+    ) -> Host {
         let address = address_of(number);
         let seeds = (0..SEEDS).map(|seed| address_of(seed).to_string()).collect();
         let config = Config {
@@ -202,7 +208,7 @@ impl Host {
             http: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             backend: netplumb::Backend::Auto,
             unguarded: false,
-            thresholds: thresholds(),
+            thresholds,
         };
         Host {
             id,

@@ -1,6 +1,6 @@
 //! Who holds what, worked out from records alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -66,11 +66,9 @@ pub fn numbered(view: &View) -> BTreeMap<(NetworkId, String, u32), Seen<'_>> {
 
 /// Since when nothing happened that may move a judge or hide a claim; none while something does.
 pub fn calm_since(cluster: &Cluster) -> Option<Instant> {
-    let seen = cluster.books.stirred();
-    cluster
-        .weather
-        .is_fair()
-        .then(|| seen.map_or(cluster.weather.stirred(), |s| s.max(cluster.weather.stirred())))
+    let stirred = cluster.books.stirred().max(Some(cluster.weather.stirred()));
+    // A judge that answers with noise is one that does not answer.
+    stirred.filter(|_| cluster.weather.is_fair() && !cluster.lied_to)
 }
 
 fn was_calm(cluster: &Cluster, at: Instant) -> bool {
@@ -185,9 +183,11 @@ type Records<'v> =
 pub fn views_are_equal(cluster: &Cluster) -> anyhow::Result<()> {
     let snapshots: Vec<_> = cluster.live().collect();
     let Some(((_, first, expected), rest)) = snapshots.split_first() else { return Ok(()) };
-    let expected = records(&expected.view);
+    // What liars say is nobody's records.
+    let ours: BTreeSet<&HostId> = cluster.hosts.iter().map(|host| &host.id).collect();
+    let expected = records(&expected.view, &ours);
     for (_, host, snapshot) in rest {
-        let found = records(&snapshot.view);
+        let found = records(&snapshot.view, &ours);
         for (id, records) in &expected {
             let other = found.get(id);
             ensure!(
@@ -203,8 +203,8 @@ pub fn views_are_equal(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn records(view: &View) -> BTreeMap<&HostId, Records<'_>> {
-    let answering = view.hosts.iter().filter(|(_, host)| host.standing.answers());
+fn records<'v>(view: &'v View, ours: &BTreeSet<&HostId>) -> BTreeMap<&'v HostId, Records<'v>> {
+    let answering = view.hosts.iter().filter(|(id, host)| host.standing.answers() && ours.contains(id));
     answering.map(|(id, h)| (id, (h.generation, &h.records.networks, &h.records.members))).collect()
 }
 

@@ -138,12 +138,11 @@ pub fn no_wrong_container(cluster: &Cluster) -> anyhow::Result<()> {
                 ensure!(
                     (origin.network, origin.app, &origin.process)
                         == (network, meant.record.app, &meant.record.process),
-                    "{member} on {} sends to {address}, which is {} of {}; {reached} of {} in {} gets it",
+                    "{member} on {} sends to {address} in {network}, which is {} of {} {}; {reached} of {origin:?} gets it",
                     host.label(),
                     meant.member,
                     meant.record.app,
-                    origin.app,
-                    origin.network
+                    meant.record.process
                 );
             }
         }

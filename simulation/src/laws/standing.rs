@@ -73,8 +73,8 @@ fn is_heard(cluster: &Cluster, observer: usize, other: usize) -> bool {
     let Some(since) = observing.up_since() else { return false };
     // Two that have never met do not find each other while both are cut off from the seeds.
     // Near chitchat's wall the region lets nobody new in.
-    let joined = observed.snapshot().is_some_and(|snapshot| snapshot.unjoined.is_none());
-    if !observing.introduced || !observed.introduced || !joined {
+    let joined = |host: &Host| host.snapshot().is_some_and(|snapshot| snapshot.unjoined.is_none());
+    if !observing.introduced || !observed.introduced || !joined(observing) || !joined(observed) {
         return false;
     }
     let long_enough = |at: Instant, bound: Duration| at.elapsed() >= bound;

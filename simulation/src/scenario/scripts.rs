@@ -182,7 +182,7 @@ pub(super) fn long_cut(hosts: usize) -> Vec<Operation> {
     let (here, there) = (near[0], far[0]);
     [
         region(hosts),
-        vec![Scrap(0), Scrap(1), seconds(8), Split(vec![near, far]), Wait(GONE + 2 * GRACE)],
+        vec![Scrap(0), Scrap(1), seconds(8), Split(vec![near, far]), Wait(GONE + GRACE)],
         vec![
             Attach(here, WEB),
             Attach(there, WEB),
@@ -246,7 +246,7 @@ pub(super) fn nonsense(hosts: usize) -> Vec<Operation> {
         region(hosts),
         vec![Lie(Lie::Nonsense), seconds(5), Settle],
         attach(0..hosts, WEB),
-        vec![Detach(0, 0), seconds(10), Restart(1), Settle, Silence, seconds(10), Settle, Rest, NobodyMoved],
+        vec![Detach(0, 0), seconds(10), Restart(1), Settle, Silence, seconds(10), Settle, Rest],
     ]
     .concat()
 }

@@ -85,7 +85,7 @@ impl Stage {
             }
             Operation::Redeploy(network) => self.redeploy(network)?,
             Operation::Lie(lie) => self.lie(lie).await?,
-            Operation::Silence => self.liar = None,
+            Operation::Silence => self.silence(),
             _ => {
                 self.disturb(operation)?;
                 self.expect(operation)?;
@@ -148,12 +148,20 @@ impl Stage {
         Ok(())
     }
 
+    fn silence(&mut self) {
+        self.liar = None;
+        if std::mem::take(&mut self.cluster.lied_to) {
+            self.cluster.weather.stir();
+        }
+    }
+
     async fn lie(&mut self, lie: Lie) -> anyhow::Result<()> {
         if self.liar.is_none() {
             let peers = self.cluster.hosts.iter().map(|host| host.address).collect();
             let wire = self.cluster.stranger("liar")?;
             self.liar = Some(Liar::begin(wire, self.cluster.region(), "liar", peers).await?);
         }
+        self.cluster.lied_to = true;
         let Some(liar) = &mut self.liar else { return Ok(()) };
         match lie {
             Lie::Nonsense => liar.talk_nonsense().await,
@@ -256,7 +264,7 @@ impl Stage {
     /// Ends all faults; a machine that is down starts again, a copy is taken away and its original started anew.
     async fn heal(&mut self) -> anyhow::Result<()> {
         self.suspended.clear();
-        self.liar = None;
+        self.silence();
         self.cluster.weather.mend();
         self.set_sky(Sky::Fair);
         for host in 0..self.cluster.hosts.len() {
