@@ -35,9 +35,9 @@ e2e: ## contract suites, and hosts of namespaces with real agents and real packe
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace --test '*' --no-fail-fast -- --test-threads=2
 
-sim: ## the same node on a simulated region: make sim SEEDS=1..8
+sim: ## the same node on a simulated region: make sim SEEDS=1..200
 	$(CARGO) build --workspace --bins
-	target/debug/simulation --hosts 5 --seeds $(or $(SEEDS),1..8)
+	target/debug/simulation --seeds $(or $(SEEDS),1..200)
 
 bench: ## measure against the targets: make bench ONLY=attach,convergence
 	@.ci/deps test

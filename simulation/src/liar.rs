@@ -92,7 +92,12 @@ impl Liar {
             state.set(format!("mem/{network}/{number:016x}"), "[]");
         }
         drop(chitchat);
-        self.tasks.spawn(push_noise(self.wire.clone(), self.peers.clone()));
+        self.tasks.spawn(push(self.wire.clone(), self.peers.clone(), |_| noise(300).into()));
+    }
+
+    /// Pushes on every frame that arrives, turned in its mouth.
+    pub fn turn_frames(&mut self) {
+        self.tasks.spawn(push(self.wire.clone(), self.peers.clone(), turn));
     }
 
     /// Writes into its copies of other hosts' states, far ahead of what they have written themselves: they have
@@ -136,18 +141,18 @@ async fn answer_noise(wire: Arc<MemoryWire>) {
     }
 }
 
-/// Pushes noise, and every frame that arrives, turned.
-async fn push_noise(wire: Arc<MemoryWire>, peers: Vec<SocketAddr>) {
-    let mut heard: Option<Bytes> = None;
+/// Pushes what it makes of the last frame that arrived, again and again.
+async fn push(wire: Arc<MemoryWire>, peers: Vec<SocketAddr>, make: fn(&Bytes) -> Bytes) {
+    let mut heard = Bytes::new();
     loop {
         tokio::select! {
             pushed = wire.pushed() => match pushed {
-                Some(pushed) => heard = Some(pushed.frame),
+                Some(pushed) => heard = pushed.frame,
                 None => return,
             },
             () = tokio::time::sleep(BETWEEN) => {
                 let Some(to) = peers.get(rand::rng().random_range(0..peers.len().max(1))) else { return };
-                wire.push(*to, heard.as_ref().map_or_else(|| noise(300).into(), turn));
+                wire.push(*to, make(&heard));
             }
         }
     }

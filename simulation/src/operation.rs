@@ -96,6 +96,8 @@ pub enum Operation {
 pub enum Lie {
     /// Malformed and oversized records of its own, frames that are none, answers that are noise.
     Nonsense,
+    /// Frames of others are pushed on with a byte turned.
+    Turn,
     /// Other hosts' records are written over, far ahead of their own versions.
     Forge,
     /// So many hosts that do not exist.

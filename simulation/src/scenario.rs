@@ -42,7 +42,8 @@ pub const SCENARIOS: &[Scenario] = scenarios![
     "cloned-host", 5, cloned, "two machines with one name and one disk";
     "crash-loop", 8, crash_loop, "four hosts start every second";
     "forged-records", 5, forged, "everybody's records are written over with the highest version";
-    "nonsense", 5, nonsense, "a host of malformed records, noise and turned frames";
+    "nonsense", 5, nonsense, "a host of malformed records, and noise for frames and answers";
+    "turned-frames", 5, turned, "a host that turns a byte in the frames of others";
     "near-the-wall", 5, near_the_wall, "a digest near what gossip can carry: nobody panics, nobody new is let in";
 ];
 

@@ -251,6 +251,11 @@ pub(super) fn nonsense(hosts: usize) -> Vec<Operation> {
     .concat()
 }
 
+pub(super) fn turned(hosts: usize) -> Vec<Operation> {
+    let churn = (0..10).flat_map(|n| [Attach(n % hosts, WEB), seconds(1)]).collect();
+    [region(hosts), vec![Lie(Lie::Turn)], churn, vec![Silence, Wait(GRACE), Settle, Rest]].concat()
+}
+
 /// So many hosts that their digest is longer than new ones are let into.
 const CROWD: u64 = 1_450;
 

@@ -165,6 +165,7 @@ impl Stage {
         let Some(liar) = &mut self.liar else { return Ok(()) };
         match lie {
             Lie::Nonsense => liar.talk_nonsense().await,
+            Lie::Turn => liar.turn_frames(),
             Lie::Forge => liar.forge().await,
             Lie::Crowd(count) => liar.crowd(count).await,
         }
