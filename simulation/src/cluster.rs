@@ -159,9 +159,9 @@ impl Cluster {
     }
 
     /// Puts another machine there with the name and a copy of the disk of a first one; returns its number.
-    pub async fn clone_machine(&mut self, host: usize) -> anyhow::Result<usize> {
+    pub fn clone_machine(&mut self, host: usize) -> anyhow::Result<usize> {
         let copy = self.add(self.hosts[host].id.clone())?;
-        self.hosts[copy].copy_disk(&self.hosts[host]).await?;
+        self.hosts[copy].store.copy_from(&self.hosts[host].store);
         self.hosts[copy].copy = true;
         self.history.note(format_args!(
             "{} is a copy of {}",

@@ -323,12 +323,6 @@ impl Host {
         self.kernel = MemoryKernel::new(self.address.ip(), UNDERLAY_MTU);
     }
 
-    /// Its disk becomes a copy of another machine's.
-    pub(super) async fn copy_disk(&self, other: &Host) -> io::Result<()> {
-        self.store.copy_from(&other.store);
-        Ok(())
-    }
-
     pub(super) fn start_container(
         &mut self,
         network: NetworkId,

@@ -73,7 +73,7 @@ fn is_heard(cluster: &Cluster, observer: usize, other: usize) -> bool {
     let Some(since) = observing.up_since() else { return false };
     // Two that have never met do not find each other while both are cut off from the seeds.
     // Near chitchat's wall the region lets nobody new in.
-    let joined = |host: &Host| host.snapshot().is_some_and(|snapshot| snapshot.unjoined.is_none());
+    let joined = |host: &Host| host.snapshot().is_none_or(|snapshot| snapshot.unjoined.is_none());
     if !observing.introduced || !observed.introduced || !joined(observing) || !joined(observed) {
         return false;
     }

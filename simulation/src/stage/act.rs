@@ -59,7 +59,7 @@ impl Stage {
                 cluster.start(next).await?;
             }
             Operation::Clone(host) => {
-                let copy = cluster.clone_machine(host).await?;
+                let copy = cluster.clone_machine(host)?;
                 cluster.start(copy).await?;
             }
             Operation::Become(host, role) => cluster.hosts[host].role = role,
