@@ -269,6 +269,7 @@ where
         snapshot,
         moving: BTreeSet::new(),
         taken_over: false,
+        disowned: BTreeSet::new(),
         readdresses_left: READDRESS_PER_TICK,
         events: Events::new(seams.clock),
         lonely_told: None,
@@ -324,6 +325,8 @@ struct Agent<K, S> {
     snapshot: watch::Sender<Snapshot>,
     /// Members whose journal was lost have been looked for.
     taken_over: bool,
+    /// Members that were detached before anybody could say whether they are here.
+    disowned: BTreeSet<MemberId>,
     /// Own members that are being given other things.
     moving: BTreeSet<MemberId>,
     /// How many own members may be re-addressed until the next tick.

@@ -13,7 +13,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use gossip::id::NetworkId;
+use gossip::id::{MemberId, NetworkId};
 use netplumb::state::Mac;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UnixListener};
@@ -276,6 +276,9 @@ async fn detach<K: netplumb::Kernel, S: Store + Clone>(
         detached.unwrap_or_else(|e| Err(Refusal::new(RefusalKind::Failed, format!("detach broke: {e}"))))?;
     }
     // Detach is idempotent: what is not there is detached.
+    else if let Ok(member) = id.parse::<MemberId>() {
+        served.context.clone().disown(member).await?;
+    }
     Ok(StatusCode::NO_CONTENT)
 }
 

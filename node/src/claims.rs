@@ -51,9 +51,11 @@ impl Thing {
     /// Where the thing stands in the ranking of judges.
     fn hash(&self) -> u64 {
         match self {
-            // Hashed by hand: a choice of address looks at a thousand of them.
+            // Not hashed: a choice of address looks at a thousand of them, and ranking mixes them.
             Thing::Address(network, address) => {
-                hash(network.as_bytes()) ^ u64::from(u32::from(*address)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                let network = u128::from_be_bytes(*network.as_bytes());
+                let address = u64::from(u32::from(*address)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                (network >> 64) as u64 ^ (network as u64).rotate_left(32) ^ address
             }
             Thing::Ordinals(network, app, process) => {
                 hash(&[network.as_bytes(), app.as_bytes(), process.as_str().as_bytes()].concat())

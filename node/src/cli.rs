@@ -57,6 +57,8 @@ enum Verb {
     DomainNames(show::DomainNamesArgs),
     /// Say how the agent and its region are
     Status(show::StatusArgs),
+    /// List what happened on this host that is worth telling
+    Events(show::EventsArgs),
     /// Print a member's environment, for `docker run --env-file` and the like
     Env(members::EnvArgs),
     /// Ask the agent what a container would be answered
@@ -102,6 +104,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Verb::Networks => show::networks(&client, &out),
         Verb::DomainNames(args) => show::domain_names(&client, &args, &out),
         Verb::Status(args) => show::status(&client, &args, &out),
+        Verb::Events(args) => show::events(&client, &args, &out),
         Verb::Env(args) => members::env(&client, args, &out),
         Verb::Dns(verb) => dns::run(&client, verb, &out),
         Verb::Completions { shell } => {

@@ -44,8 +44,23 @@ pub enum EventKind {
     Healed,
     /// Another machine answers under this host's name.
     Fenced,
-    /// A member's container is gone.
-    Lost,
+}
+
+impl EventKind {
+    /// Its name, as in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EventKind::Joined => "joined",
+            EventKind::Readdressed => "readdressed",
+            EventKind::Renumbered => "renumbered",
+            EventKind::VniMoved => "vni-moved",
+            EventKind::Yielded => "yielded",
+            EventKind::Adopted => "adopted",
+            EventKind::CutOff => "cut-off",
+            EventKind::Healed => "healed",
+            EventKind::Fenced => "fenced",
+        }
+    }
 }
 
 /// The log.
@@ -78,6 +93,13 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kinds_have_one_name() {
+        for kind in [EventKind::Joined, EventKind::VniMoved, EventKind::CutOff, EventKind::Fenced] {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
+        }
+    }
 
     #[test]
     fn the_last_ones_are_kept() {

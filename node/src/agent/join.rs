@@ -119,6 +119,9 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         let Ok(member) = found.member.parse::<MemberId>() else { return };
         let own = self.view.hosts.get(&self.here.host).and_then(|h| h.records.networks.get(&network));
         let Some(claim) = self.ledger.networks.get(network).or_else(|| own.cloned()) else { return };
+        // An attach that did not end was promised to nobody, and what was detached meanwhile is
+        // wanted by nobody: both are torn down.
+        let kept = record.state == MemberState::Ready && !self.disowned.contains(&member);
         let entry = Entry {
             // Its caller's name for it is lost; the namespace tells it from others.
             container: member.to_string(),
@@ -137,8 +140,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             address6: record.address6,
             public_key: record.key,
             private_key: found.private_key,
-            // An attach that did not end was promised to nobody: it is torn down.
-            state: if record.state == MemberState::Ready { record.state } else { MemberState::Released },
+            state: if kept { MemberState::Ready } else { MemberState::Released },
             counter: record.counter,
         };
         if let Err(error) = self.store.put(&entry).await {

@@ -49,6 +49,9 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 let _ = reply.send(ready);
             }
             Step::Release(member, reply) => {
+                if !self.taken_over && self.journal.get(&member).is_none() {
+                    self.disowned.insert(member.clone());
+                }
                 let (counter, until) = (self.ledger.next_counter(), Instant::now() + self.quarantine);
                 self.journal().release(&member, counter, until);
                 self.follow().await;

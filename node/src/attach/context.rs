@@ -155,6 +155,12 @@ impl<K: Kernel, S: Store> Context<K, S> {
         }
     }
 
+    /// Detaches a member that the journal does not name. There is none, unless the journal was lost
+    /// and the region has not said yet what this host had: then it is not taken over.
+    pub async fn disown(self, member: MemberId) -> Result<(), Refusal> {
+        self.step(|reply| Step::Release(member, reply)).await.map(|_| ())
+    }
+
     /// Gives a contested member other things; it keeps its key and its names.
     pub async fn settle(self, member: MemberId) {
         let mut told = Box::<Told>::default();

@@ -6,8 +6,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gossip::View;
-use gossip::id::{HostId, MemberId, NetworkId};
+use gossip::id::HostId;
 use gossip::view::{Host, Vanished};
+
+use super::MemberKey;
 
 /// The way from one view to the next.
 #[derive(Debug)]
@@ -15,7 +17,7 @@ pub struct Changes<'v> {
     /// Hosts whose records, generation or standing changed, that came or went.
     pub hosts: Vec<HostChange<'v>>,
     /// Claims that vanished without being released, or are not remembered any longer.
-    pub vanished: Vec<(&'v (HostId, NetworkId, MemberId), Option<&'v Vanished>, Option<&'v Vanished>)>,
+    pub vanished: Vec<VanishedChange<'v>>,
     /// Where it leads.
     pub view: &'v View,
 }
@@ -31,6 +33,17 @@ pub struct HostChange<'v> {
     pub new: Option<&'v Host>,
 }
 
+/// One claim that vanished, before and after.
+#[derive(Debug, Clone, Copy)]
+pub struct VanishedChange<'v> {
+    /// Whose member it was, in which network, and which.
+    pub key: &'v MemberKey,
+    /// As it was; none when it vanished now.
+    pub old: Option<&'v Vanished>,
+    /// As it is; none when it is not remembered any longer.
+    pub new: Option<&'v Vanished>,
+}
+
 impl<'v> Changes<'v> {
     /// What differs between two views.
     pub fn between(old: &'v View, new: &'v View) -> Changes<'v> {
@@ -42,7 +55,7 @@ impl<'v> Changes<'v> {
         });
         each_change(&old.vanished, &new.vanished, |key, old, new| {
             if old.map(|v| v.since) != new.map(|v| v.since) || old != new {
-                changes.vanished.push((key, old, new));
+                changes.vanished.push(VanishedChange { key, old, new });
             }
         });
         changes

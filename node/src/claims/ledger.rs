@@ -13,7 +13,7 @@ use ipnet::Ipv4Net;
 use tokio::time::Instant;
 
 use super::MemberKey;
-use super::changes::{Changes, each_change};
+use super::changes::{Changes, VanishedChange, each_change};
 use super::networks::Networks;
 
 /// What of a claim still counts, strongest first.
@@ -126,9 +126,9 @@ impl Ledger {
         for change in &changes.hosts {
             self.follow_owner(change.host, change.old, change.new, &mut touched);
         }
-        for ((host, network, member), from, to) in &changes.vanished {
-            touched.networks.insert(*network);
-            self.follow_vanished((host, *network, member), *from, *to);
+        for change in &changes.vanished {
+            touched.networks.insert(change.key.1);
+            self.follow_vanished(change);
         }
         touched.networks.extend(self.networks.settle(changes.view));
         touched
@@ -226,21 +226,17 @@ impl Ledger {
         });
     }
 
-    fn follow_vanished(
-        &mut self,
-        (host, network, member): (&HostId, NetworkId, &MemberId),
-        from: Option<&Vanished>,
-        to: Option<&Vanished>,
-    ) {
-        if !self.open.has(&network) {
+    fn follow_vanished(&mut self, VanishedChange { key, old, new }: &VanishedChange) {
+        let (host, network, member) = key;
+        if !self.open.has(network) {
             return;
         }
-        let claims = self.claims.entry(network).or_default();
+        let claims = self.claims.entry(*network).or_default();
         let ghost = |v: &Vanished| Some(Phase::Ghost(v.since));
-        if let Some(vanished) = from {
+        if let Some(vanished) = old {
             claims.strike(host, member, &vanished.record, ghost(vanished));
         }
-        if let Some(vanished) = to {
+        if let Some(vanished) = new {
             claims.enter(host, member, &vanished.record, ghost(vanished));
         }
     }

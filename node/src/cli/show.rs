@@ -1,4 +1,4 @@
-//! `warren ps`, `hosts`, `networks`, `domain-names` and `status`.
+//! `warren ps`, `hosts`, `networks`, `domain-names`, `status` and `events`.
 
 use std::process::ExitCode;
 
@@ -9,6 +9,7 @@ use gossip::record::MemberState;
 use super::Failure;
 use super::client::Client;
 use super::output::Output;
+use crate::agent::Event;
 use crate::api::{HostRow, MemberRow, NameRow, NetworkRow, Status};
 
 #[derive(Debug, Args)]
@@ -33,6 +34,38 @@ pub struct StatusArgs {
     /// Exit with 7 when something is wrong
     #[arg(long)]
     check: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Go on with what happens from now on
+    #[arg(short, long)]
+    follow: bool,
+}
+
+pub fn events(client: &Client, args: &EventsArgs, out: &Output) -> Result<ExitCode, Failure> {
+    let mut after = 0;
+    loop {
+        let events: Vec<Event> = client.get(&format!("/v1/events?after={after}"))?;
+        if after == 0 || !events.is_empty() {
+            out.rows(&events, &["NUMBER", "MS SINCE 1970", "KIND", "WHAT"], |e| {
+                vec![e.number.to_string(), e.at_ms.to_string(), e.kind.as_str().to_owned(), e.detail.clone()]
+            });
+        }
+        after = events.last().map_or(after, |event| event.number);
+        if !args.follow {
+            return Ok(ExitCode::SUCCESS);
+        }
+        pause();
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a command has no runtime, and the agent does not call it back"
+)]
+fn pause() {
+    std::thread::sleep(std::time::Duration::from_secs(1));
 }
 
 pub fn ps(client: &Client, args: &PsArgs, out: &Output) -> Result<ExitCode, Failure> {
@@ -121,6 +154,14 @@ fn text(status: &Status) -> String {
         format!("members    {} on this host", status.members),
         format!("claims     {claims}"),
     ];
+    lines.extend(status.addresses.iter().map(|n| {
+        let (held, released, ghosts) = (n.held, n.released, n.ghosts);
+        let (free, contested) = (n.free, n.contested);
+        format!(
+            "addresses  {}: {held} held, {released} released, {ghosts} ghosts, {contested} contested, {free} free",
+            n.network
+        )
+    }));
     lines.extend(status.problems.iter().map(|problem| format!("problem    {problem}")));
     lines.join("\n")
 }
