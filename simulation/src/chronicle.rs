@@ -68,9 +68,11 @@ impl Chronicle {
     /// The drawings of it.
     pub fn show(&self, page: &mut Page) {
         page.section(
-            "Claims over time",
-            "Members as the first running host sees them: live ones hold an address, released ones let theirs rest, \
-             ghosts are claims whose host vanished without releasing them, contested ones lost against another.",
+            "Over time",
+            "Claims as the first running host sees them: live members hold an address, released ones let theirs rest, \
+             ghosts are claims whose host vanished without releasing them, contested ones lost against another. \
+             Hosts: where fewer answer than run, the region is cut or a host is not yet believed; where more do, a \
+             dead one is not yet found.",
         );
         let line = |name, look, of: fn(&Moment) -> f64| {
             Series::line(name, look, self.moments.iter().map(|moment| (moment.at_s, of(moment))).collect())
@@ -93,12 +95,7 @@ impl Chronicle {
         let bytes = vec![line("gossip sent by a host", Look::Ours, |m| m.bytes)];
         page.charts([
             chart("Claims", "members", count, claims),
-            chart(
-                "Hosts: between the lines the dead are not yet found, or the living not yet believed",
-                "hosts",
-                count,
-                hosts,
-            ),
+            chart("Hosts", "hosts", count, hosts),
             chart("Bytes", "a second, before QUIC", human_bytes, bytes),
         ]);
     }
