@@ -174,15 +174,11 @@ fn rows(page: &mut Page, campaign: &Campaign, taken: &[Perturbation]) -> anyhow:
 /// What is drawn of each large region: a title, and figures that are lines of one chart.
 const DRAWN: [(&str, &str, &[&str]); 2] = [
     (
-        "A new member until each other host shows it",
+        "a new member, until others show it",
         "% of hosts",
         &["write", "write, 10 % lost and repeated after 30 ms", "write, 10 % lost for good"],
     ),
-    (
-        "A crashed host until each other host has it out of its answers",
-        "% of hosts",
-        &["dead host out of answers"],
-    ),
+    ("a crash, until others drop the host", "% of hosts", &["dead host out of answers"]),
 ];
 
 fn large(page: &mut Page, regions: &[Measured]) {

@@ -7,7 +7,7 @@ use super::escape;
 const WIDTH: f64 = 560.0;
 const HEIGHT: f64 = 320.0;
 const LEFT: f64 = 58.0;
-const RIGHT: f64 = 16.0;
+const RIGHT: f64 = 24.0;
 const TOP: f64 = 56.0;
 const BOTTOM: f64 = 62.0;
 /// Where a logarithmic axis begins: what is faster is drawn there.

@@ -5,7 +5,7 @@ pub const CSS: &str = r#"
   --ours: #1668b8; --ours2: #62aee8; --plain: #8a94a3; --peer: #d9730d; --bad: #c0262d; --good: #20814d; }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 24px 28px 64px; }
+main { max-width: 1240px; margin: 0 auto; padding: 24px 28px 64px; }
 h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 36px 0 2px; }
 p { margin: 0 0 12px; color: var(--soft); max-width: 92ch; }
 .how { font-size: 13px; } code { background: #e8ecf2; padding: 1px 5px; border-radius: 4px; margin-right: 10px; color: var(--ink); }
@@ -18,7 +18,7 @@ svg text { font: 12px system-ui, sans-serif; fill: var(--soft); } svg .title { f
 svg .grid { stroke: var(--line); } svg .series { fill: none; stroke-width: 2.2; }
 svg .legend { fill: var(--ink); }
 table { border-collapse: collapse; background: var(--paper); border: 1px solid var(--line); font-size: 13px; margin: 8px 0; }
-th, td { padding: 4px 12px; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); } th { background: #eef1f6; }
+th, td { padding: 4px 8px; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); } th { background: #eef1f6; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .alarm { background: #fdecec; border-left: 5px solid var(--bad); padding: 12px 16px; white-space: pre-wrap; font-size: 14px; }
 .filter { margin: 8px 0; } .filter input { font: inherit; padding: 5px 9px; width: 26em; border: 1px solid var(--line); border-radius: 6px; }
