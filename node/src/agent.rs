@@ -29,6 +29,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 pub use contested::Moved;
 pub use event::{Event, EventKind};
+pub use question::Remembered;
 pub use reconcile::Built;
 
 use crate::attach::{Call, Claimed, Context, Refusal};
@@ -96,6 +97,8 @@ pub enum Step {
     Claim(Box<(Call, Container, Told)>, oneshot::Sender<Result<Claimed, Refusal>>),
     /// Give a contested member what it needs instead.
     Move(MemberId, Box<Told>, oneshot::Sender<Moved>),
+    /// Another host has said which members it remembers of this one.
+    TakeOver(Vec<Remembered>),
     /// Ask a judge; nothing comes back when it does not answer in time.
     Ask(HostId, Question, oneshot::Sender<Option<Answer>>),
     /// The member's journal entry is on disk: build it. Answers the revision to wait for.

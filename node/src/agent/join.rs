@@ -5,14 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gossip::id::{MemberId, NetworkId};
-use gossip::record::{MemberRecord, MemberState, Record};
+use gossip::record::{MemberRecord, MemberState, NetworkRecord, Record};
 use gossip::{Arrival, Ask, Gossip, JoinError, KnownHost, View};
 use netplumb::kernel::{Found, Kernel};
 use netplumb::state::Key;
+use rand::seq::IteratorRandom as _;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{Agent, EventKind, JOIN_RETRY};
+use super::question::{Question, Remembered};
+use super::{Agent, EventKind, JOIN_RETRY, Step, TICK};
+use crate::claims::{DEFAULT_SUBNET, vni_candidate};
 use crate::project;
 use crate::store::{Entry, Store};
 
@@ -65,7 +68,10 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         answer: &mpsc::Sender<Joined>,
     ) {
         self.view = arrival.view();
-        self.take_over().await;
+        let alone = self.seeds.is_empty() && self.view.hosts.len() <= 1;
+        if alone || (self.view.whole && self.others_answer()) {
+            self.take_over(Vec::new()).await;
+        }
         self.follow().await;
         self.yield_held();
         self.follow().await;
@@ -81,18 +87,16 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     }
 
     /// Members this host had in an older generation and whose journal entry is lost are taken over,
-    /// if their interface stands here still; then what nobody names is removed. Both wait until the
-    /// region was heard: before that nobody can say whose a namespace is.
-    pub(super) async fn take_over(&mut self) {
-        let heard = self.view.hosts.iter().any(|(host, h)| *host != self.here.host && h.standing.answers());
-        if self.taken_over || !(heard && self.view.whole || self.seeds.is_empty()) {
-            return;
-        }
+    /// if their interface stands here still; then what nobody names is removed. `others` is what
+    /// another host remembers. It all waits until the region was heard: before that nobody can say
+    /// whose a namespace is.
+    pub(super) async fn take_over(&mut self, others: Vec<Remembered>) {
         self.taken_over = true;
-        let lost: BTreeMap<MemberId, (NetworkId, MemberRecord)> = self
-            .former()
-            .filter(|(_, member, r)| r.state != MemberState::Released && self.journal.get(member).is_none())
-            .map(|(network, member, record)| (member.clone(), (network, record.clone())))
+        let here = self.here.host.clone();
+        let all = others.into_iter().chain(self.members_of(&here));
+        let lost: BTreeMap<MemberId, (NetworkId, MemberRecord)> = all
+            .filter(|r| r.record.state != MemberState::Released && self.journal.get(&r.member).is_none())
+            .map(|r| (r.member, (r.network, r.record)))
             .collect();
         let keys = lost.iter().map(|(member, (_, record))| (member.to_string(), Key(record.key.0))).collect();
         for found in self.kernel.find(&keys).await {
@@ -106,19 +110,39 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         }
     }
 
-    /// This host's members as others remember them.
-    fn former(&self) -> impl Iterator<Item = (NetworkId, &MemberId, &MemberRecord)> {
-        let published =
-            self.view.hosts.get(&self.here.host).map(|h| &h.records.members).into_iter().flatten();
-        let published = published.map(|((network, member), record)| (*network, member, record));
-        let vanished = self.view.vanished.iter().filter(|((host, ..), _)| *host == self.here.host);
-        published.chain(vanished.map(|((_, network, member), v)| (*network, member, &v.record)))
+    fn others_answer(&self) -> bool {
+        self.view.hosts.iter().any(|(host, h)| *host != self.here.host && h.standing.answers())
+    }
+
+    /// Asks an answering host what it remembers of this one, when nobody could be heard before the
+    /// join; one that has no peers but seeds that do not answer goes on waiting for them.
+    pub(super) fn recall(&mut self) {
+        let Some(gossip) = self.gossip.clone() else { return };
+        let others =
+            self.view.hosts.iter().filter(|(host, h)| **host != self.here.host && h.standing.answers());
+        let asked = others.map(|(host, _)| host.clone()).choose(&mut rand::rng());
+        let (steps, body) = (self.context.steps.clone(), serde_json::to_vec(&Question::Mine));
+        let (Some(host), Ok(body)) = (asked.filter(|_| self.view.whole), body) else { return };
+        self.tasks.spawn(async move {
+            let answer = gossip.ask(&host, body, TICK).await;
+            // Another one is asked at the next tick.
+            if let Some(remembered) = answer.ok().and_then(|answer| serde_json::from_slice(&answer).ok()) {
+                let _ = steps.send(Step::TakeOver(remembered)).await;
+            }
+        });
     }
 
     async fn adopt(&mut self, network: NetworkId, record: &MemberRecord, found: Found) {
         let Ok(member) = found.member.parse::<MemberId>() else { return };
         let own = self.view.hosts.get(&self.here.host).and_then(|h| h.records.networks.get(&network));
-        let Some(claim) = self.ledger.networks.get(network).or_else(|| own.cloned()) else { return };
+        let claim = self.ledger.networks.get(network).or_else(|| own.cloned());
+        // A network of this host alone, whose record nobody remembers, begins anew.
+        let claim = claim.unwrap_or_else(|| NetworkRecord {
+            counter: self.ledger.next_counter(),
+            vni: vni_candidate(network, 0),
+            subnet: DEFAULT_SUBNET,
+            unknown: BTreeMap::new(),
+        });
         // An attach that did not end was promised to nobody, and what was detached meanwhile is
         // wanted by nobody: both are torn down.
         let kept = record.state == MemberState::Ready && !self.disowned.contains(&member);

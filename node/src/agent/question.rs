@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use gossip::Ask;
 use gossip::id::{HostId, MemberId, NetworkId};
-use gossip::record::MemberState;
+use gossip::record::{MemberRecord, MemberState};
 use netplumb::kernel::Kernel;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -25,6 +25,16 @@ pub(super) enum Question {
     Applied { network: NetworkId, member: MemberId, counter: u64 },
     /// Give me this.
     Claim(claims::Question),
+    /// Which members do you remember of me?
+    Mine,
+}
+
+/// A member as another host remembers it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Remembered {
+    pub(super) network: NetworkId,
+    pub(super) member: MemberId,
+    pub(super) record: MemberRecord,
 }
 
 /// A question waiting for the kernel.
@@ -64,9 +74,28 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                     let _ = ask.reply.send(body);
                 }
             }
+            Ok(Question::Mine) => {
+                if let Ok(body) = serde_json::to_vec(&self.members_of(&ask.from)) {
+                    let _ = ask.reply.send(body);
+                }
+            }
             // Dropping the reply refuses: a newer version asks what this one does not know.
             Err(_) => tracing::debug!(from = %ask.from, "a question of an unknown kind"),
         }
+    }
+
+    /// A host's members as this one knows them, those that vanished with an older generation too.
+    pub(super) fn members_of(&self, host: &HostId) -> Vec<Remembered> {
+        let published = self.view.hosts.get(host).map(|h| &h.records.members).into_iter().flatten();
+        let published = published.map(|((network, member), record)| (*network, member, record));
+        let vanished = self.view.vanished.iter().filter(|((owner, ..), _)| owner == host);
+        let vanished = vanished.map(|((_, network, member), v)| (*network, member, &v.record));
+        let all = published.chain(vanished).map(|(network, member, record)| Remembered {
+            network,
+            member: member.clone(),
+            record: record.clone(),
+        });
+        all.collect()
     }
 
     /// Answered when the kernel has followed the record asked about.

@@ -33,6 +33,12 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                     self.follow().await;
                 }
             }
+            Step::TakeOver(remembered) => {
+                if !self.taken_over {
+                    self.take_over(remembered).await;
+                    self.follow().await;
+                }
+            }
             Step::Move(member, told, reply) => self.move_member(member, told, reply).await,
             Step::Ask(judge, question, reply) => self.ask_judge(judge, Question::Claim(question), reply),
             Step::Build(member, reply) => {
@@ -108,11 +114,8 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         self.grow_up();
         self.readdresses_left = READDRESS_PER_TICK;
         self.settle_contested();
-        if !self.taken_over && self.gossip.is_some() {
-            self.take_over().await;
-            if self.journal.has_changed() {
-                self.follow().await;
-            }
+        if !self.taken_over {
+            self.recall();
         }
         self.expire().await;
         if self.watching.as_ref().is_none_or(tokio::task::AbortHandle::is_finished) {
