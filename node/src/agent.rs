@@ -38,7 +38,7 @@ use crate::config::Config;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::names::{Listen, Names};
-use crate::project::Here;
+use crate::project::{self, Here};
 use crate::store::{Entry, Store, Stored};
 use contested::READDRESS_PER_TICK;
 use event::Events;
@@ -164,6 +164,8 @@ where
     W: gossip::Wire + Clone,
 {
     let Stored { generation, mut starts, entries, known, damaged } = seams.store.load()?;
+    // An empty journal may be a lost one.
+    let intact = damaged.is_empty() && !entries.is_empty();
     for path in damaged {
         tracing::error!(path = %path.display(), "a file of the store was damaged and is set aside");
     }
@@ -174,6 +176,9 @@ where
     }
     let kernel = Arc::new(seams.kernel);
     let entries = settle(entries, &seams.boot, &*kernel, &seams.store).await;
+    if intact {
+        kernel.sweep(&project::ours(&entries)).await?;
+    }
     let here = Here {
         region: config.region.clone(),
         host: config.host.clone(),
@@ -271,7 +276,7 @@ where
         want,
         snapshot,
         moving: BTreeSet::new(),
-        taken_over: false,
+        taken_over: intact,
         disowned: BTreeSet::new(),
         readdresses_left: READDRESS_PER_TICK,
         events: Events::new(seams.clock),
@@ -326,7 +331,7 @@ struct Agent<K, S> {
     revision: u64,
     want: watch::Sender<Wanted>,
     snapshot: watch::Sender<Snapshot>,
-    /// Members whose journal was lost have been looked for.
+    /// The journal is whole, or the members whose entries were lost have been looked for.
     taken_over: bool,
     /// Members that were detached before anybody could say whether they are here.
     disowned: BTreeSet<MemberId>,

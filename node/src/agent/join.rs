@@ -69,7 +69,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     ) {
         self.view = arrival.view();
         let alone = self.seeds.is_empty() && self.view.hosts.len() <= 1;
-        if alone || (self.view.whole && self.others_answer()) {
+        if !self.taken_over && (alone || (self.view.whole && self.others_answer())) {
             self.take_over(Vec::new()).await;
         }
         self.follow().await;
