@@ -123,8 +123,11 @@ impl Cluster {
             self.books.shared.clone(),
         );
         let follower = tokio::spawn(followed).abort_handle();
+        let again = !host.starts.is_empty() || host.copy;
         host.began(Running::new(handle, counters, follower));
-        self.weather.stir();
+        if again {
+            self.weather.stir();
+        }
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 
 mod claims;
 mod kernels;
-mod names;
+pub mod names;
 mod promises;
 mod reach;
 mod standing;
@@ -33,7 +33,8 @@ pub fn at_any_time(cluster: &mut Cluster) -> anyhow::Result<()> {
     names::follow_the_view(cluster).context("law broken: a zone answers as its view says")?;
     standing::living_hosts_answer(cluster).context("law broken: a live host never leaves DNS")?;
     standing::dead_hosts_do_not(cluster).context("law broken: a dead host leaves DNS in time")?;
-    reach::no_wrong_container(cluster).context("law 4 broken: no frame reaches a wrong container")
+    reach::no_wrong_container(cluster).context("law 4 broken: no frame reaches a wrong container")?;
+    reach::paths_stay(cluster).context("law broken: a path stays as long as its ends")
 }
 
 /// What holds in a region that is quiet, whatever happened before.

@@ -24,6 +24,8 @@ pub enum Operation {
     Crash(usize),
     /// It ends without a word and starts again at once.
     Restart(usize),
+    /// It ends without a word and starts again, while nothing passes from or to the host.
+    RestartAlone(usize),
     /// It ends without a word, its state directory is lost, and it starts again at once.
     RestartEmpty(usize),
     /// The whole machine boots: its containers end. Its agent starts again at once.

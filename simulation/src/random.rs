@@ -6,7 +6,7 @@ use rand::RngExt as _;
 use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom as _, SliceRandom as _};
 
-use crate::cluster::{Life, Role};
+use crate::cluster::{GONE, Life, Role, timings};
 use crate::operation::{Disk, Lie, Operation, Place, Sabotage, Sky};
 use crate::stage::Stage;
 
@@ -41,7 +41,22 @@ pub async fn play(stage: &mut Stage, rng: &mut SmallRng, lasting: Duration) -> a
             stage.play([Operation::Heal, Operation::Settle]).await?;
         }
     }
-    stage.play([Operation::Heal, Operation::Settle, Operation::Rest]).await
+    stage.play([Operation::Heal, Operation::Settle]).await?;
+    if rng.random_bool(0.4) {
+        bury(stage, rng).await?;
+    }
+    stage.perform(&Operation::Rest).await
+}
+
+/// A host is down for so long that it is gone, and others attach what it has.
+async fn bury(stage: &mut Stage, rng: &mut SmallRng) -> anyhow::Result<()> {
+    let Some(host) = with_member(stage, rng) else { return Ok(()) };
+    stage.play([Operation::Crash(host), Operation::Wait(timings().detection + GONE + YOUNG)]).await?;
+    for _ in 0..4 {
+        let (Some(other), Some(place)) = (up(stage, rng), stage.place_of(host)) else { continue };
+        stage.play([Operation::Attach(other, place), Operation::Wait(Duration::from_secs(1))]).await?;
+    }
+    stage.play([Operation::Heal, Operation::Settle]).await
 }
 
 async fn begin(stage: &mut Stage, rng: &mut SmallRng) -> anyhow::Result<()> {
@@ -94,6 +109,7 @@ const RULES: &[Rule] = &[
     (8, |stage, rng| Some(Operation::Crash(up(stage, rng)?))),
     (12, |stage, rng| Some(Operation::Start(down(stage, rng)?))),
     (6, |stage, rng| Some(Operation::Restart(up(stage, rng)?))),
+    (3, |stage, rng| Some(Operation::RestartAlone(up(stage, rng)?))),
     (4, |stage, rng| Some(Operation::Stop(up(stage, rng)?))),
     (3, |stage, rng| Some(Operation::RestartEmpty(well_known(stage, rng)?))),
     (2, |stage, rng| Some(Operation::Reboot(up(stage, rng)?))),

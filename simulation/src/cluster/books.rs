@@ -90,8 +90,10 @@ pub struct Shared {
     outcomes: Vec<(u64, Instant, Outcome)>,
     /// What every member ever claimed runs.
     pub(super) origins: BTreeMap<MemberId, Origin>,
-    /// When an agent last saw another set of hosts answer.
+    /// When an agent last saw a host not answer any more.
     pub(super) stirred: Option<Instant>,
+    /// The first law that a view broke by itself.
+    pub(super) broken: Option<anyhow::Error>,
 }
 
 enum Outcome {
@@ -146,6 +148,8 @@ pub struct Books {
     pub slowest: Duration,
     /// Members just acknowledged, not yet looked at by the laws.
     pub fresh: BTreeSet<MemberId>,
+    /// Pairs of members of which the first one has reached the second, where they were then.
+    pub paths: BTreeMap<(MemberId, MemberId), Ipv4Addr>,
     pub(super) shared: Arc<Mutex<Shared>>,
     asked: BTreeMap<u64, Asked>,
     calls: u64,
@@ -160,6 +164,7 @@ impl Books {
             acknowledged: 0,
             slowest: Duration::ZERO,
             fresh: BTreeSet::new(),
+            paths: BTreeMap::new(),
             shared: Arc::default(),
             asked: BTreeMap::new(),
             calls: 0,
@@ -221,6 +226,9 @@ impl Books {
 
     /// Takes in what tasks have told since the last time. An attach beyond its bound breaks a law.
     pub(super) fn collect(&mut self, history: &History, hosts: &[Host]) -> anyhow::Result<()> {
+        if let Some(broken) = lock(&self.shared).broken.take() {
+            return Err(broken.context("law 4 broken: an address has one name set in any view"));
+        }
         let outcomes = std::mem::take(&mut lock(&self.shared).outcomes);
         for (call, at, outcome) in outcomes {
             match (self.asked.remove(&call), outcome) {

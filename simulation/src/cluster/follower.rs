@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::books::{Origin, Shared, lock};
 use crate::history::{Fingerprint, History};
+use crate::laws::names;
 
 /// Notes what the agent of `host` sees whenever that changes, for ever.
 pub(super) async fn follow(
@@ -27,12 +28,13 @@ pub(super) async fn follow(
         let snapshot = snapshots.borrow_and_update().clone();
         note_origins(&snapshot, &mut known, &shared);
         let now: BTreeSet<HostId> = snapshot.view.answering().map(|(id, _)| id.clone()).collect();
-        if now != answering {
+        if !now.is_superset(&answering) {
             lock(&shared).stirred = Some(Instant::now());
-            answering = now;
         }
+        answering = now;
         let seen = fingerprint(&snapshot, &mut zones);
         if seen != last {
+            look(&label, &snapshot, &shared);
             history.note(format_args!("{label} sees {}", describe(&snapshot, seen)));
             last = seen;
         }
@@ -42,6 +44,19 @@ pub(super) async fn follow(
         }
     }
 }
+
+/// In any single view at any instant an address has one name set: looked at whenever a view changes, as long as
+/// that is not the whole work of a run.
+fn look(label: &str, snapshot: &Snapshot, shared: &Mutex<Shared>) {
+    if snapshot.view.hosts.len() <= LOOKED_AT_MAX
+        && let Err(broken) = names::follow_view(snapshot)
+    {
+        lock(shared).broken.get_or_insert_with(|| broken.context(label.to_owned()));
+    }
+}
+
+/// Regions with more hosts are looked at now and then.
+const LOOKED_AT_MAX: usize = 60;
 
 fn note_origins(snapshot: &Snapshot, known: &mut BTreeSet<MemberId>, shared: &Mutex<Shared>) {
     for entry in snapshot.journal.all() {

@@ -254,6 +254,11 @@ impl Host {
         matches!(self.life, Life::Crashed(at) | Life::Scrapped(at) if at.elapsed() > bound)
     }
 
+    /// Whether its agent ended less than `bound` ago.
+    pub fn ended_within(&self, bound: Duration) -> bool {
+        matches!(self.life, Life::Crashed(at) | Life::Away(at) if at.elapsed() < bound)
+    }
+
     /// Since when its agent runs.
     pub fn up_since(&self) -> Option<Instant> {
         match self.life {

@@ -23,7 +23,7 @@ pub struct Weather {
     slow: BTreeMap<usize, Duration>,
     /// When any link last changed.
     last: Option<Instant>,
-    /// When anything last happened that may move a judge or hide a claim.
+    /// When anything but a join last happened that may move a judge or hide a claim.
     stirred: Instant,
 }
 
@@ -41,7 +41,8 @@ impl Weather {
         }
     }
 
-    /// Something happened that may move a judge or hide a claim.
+    /// Something happened that may move a judge or hide a claim. A join does not: who is outranked gives up at
+    /// once, and who outranks takes up late.
     pub fn stir(&mut self) {
         self.stirred = Instant::now();
     }
@@ -113,6 +114,12 @@ impl Weather {
     /// Whether messages pass both ways between two machines.
     pub fn is_open(&self, a: usize, b: usize) -> bool {
         !self.cuts.contains(&(a, b)) && !self.cuts.contains(&(b, a))
+    }
+
+    /// Whether messages passed both ways between two machines less than `bound` ago.
+    pub fn was_open_within(&self, a: usize, b: usize, bound: Duration) -> bool {
+        let changed = self.changed.get(&(a.min(b), a.max(b)));
+        self.is_open(a, b) || changed.is_some_and(|at| at.elapsed() < bound)
     }
 
     /// Since when messages pass both ways between two machines, of which neither is slow; none while not.

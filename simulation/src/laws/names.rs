@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use gossip::View;
 use gossip::id::NetworkId;
 use gossip::record::{MemberRecord, MemberState};
 use gossip::standing::Standing;
+use node::agent::Snapshot;
 use resolver::Zone;
 
 use super::claims::{holders, numbered};
@@ -20,13 +21,16 @@ const ZONE: &str = "private-network.internal";
 /// Every zone holds exactly the ready members of its agent's view that hold their address, on hosts that answer;
 /// where the agent is cut off, on dead hosts too.
 pub fn follow_the_view(cluster: &Cluster) -> anyhow::Result<()> {
-    for (_, host, snapshot) in cluster.live() {
-        let expected = of_view(&snapshot.view);
-        for (network, zone) in &*snapshot.zones {
-            let (found, none) = (served(zone), Names::new());
-            let expected = expected.get(network).unwrap_or(&none);
-            ensure!(found == *expected, "{} serves {found:#?}\nits view says {expected:#?}", host.label());
-        }
+    cluster.live().try_for_each(|(_, host, snapshot)| follow_view(&snapshot).with_context(|| host.label()))
+}
+
+/// As [`follow_the_view`], of one agent.
+pub fn follow_view(snapshot: &Snapshot) -> anyhow::Result<()> {
+    let expected = of_view(&snapshot.view);
+    for (network, zone) in &*snapshot.zones {
+        let (found, none) = (served(zone), Names::new());
+        let expected = expected.get(network).unwrap_or(&none);
+        ensure!(found == *expected, "it serves {found:#?}\nits view says {expected:#?}");
     }
     Ok(())
 }

@@ -3,14 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use gossip::id::MemberId;
 use netplumb::observed::{Observed, ObservedFabric, ObservedMember, port_name};
 use netplumb::state::{Key, Mac};
+use tokio::time::Instant;
 
 use super::claims::holders;
-use crate::cluster::{Cluster, Life};
+use crate::cluster::{Cluster, GONE, Life, Promise};
 
 /// Every kernel there is, as frames find it.
 struct Underlay {
@@ -148,6 +150,57 @@ pub fn no_wrong_container(cluster: &Cluster) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Who has reached another member goes on to, whatever agents and links do: until one of the two moves or ends,
+/// the other host is gone, or somebody meddles with a kernel.
+pub fn paths_stay(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let underlay = Underlay::of(cluster);
+    let mut now = BTreeMap::new();
+    for (from, sender) in &cluster.books.promises {
+        let network = sender.entry.network.to_string();
+        let others =
+            cluster.books.promises.iter().filter(|(_, other)| other.entry.network == sender.entry.network);
+        for (to, receiver) in others.filter(|_| is_steady(cluster, sender)) {
+            if !is_steady(cluster, receiver) || is_given_up(cluster, sender.host, receiver.host) {
+                continue;
+            }
+            let (pair, address) = ((from.clone(), to.clone()), receiver.entry.address);
+            let reached =
+                underlay.deliver(sender.host, &network, from.as_str(), address) == Some(to.as_str());
+            if reached {
+                now.insert(pair, address);
+                continue;
+            }
+            ensure!(
+                cluster.books.paths.get(&pair) != Some(&address),
+                "{from} on {} has reached {to} on {} at {address}, and does not any more",
+                cluster.hosts[sender.host].label(),
+                cluster.hosts[receiver.host].label()
+            );
+        }
+    }
+    cluster.books.paths = now;
+    Ok(())
+}
+
+/// Whether nothing of a member may be missing just now.
+fn is_steady(cluster: &Cluster, promise: &Promise) -> bool {
+    let host = &cluster.hosts[promise.host];
+    let recently = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < MENDED_WITHIN);
+    !promise.leaving && promise.moves == 0 && host.wiped.is_none() && !recently(host.meddled)
+}
+
+/// How long a kernel may be other than it should be after somebody meddled with it.
+const MENDED_WITHIN: Duration = Duration::from_secs(65);
+
+/// Whether a host may have given up another one, or been told wrongly of it by a copy of it or a liar.
+fn is_given_up(cluster: &Cluster, host: usize, other: usize) -> bool {
+    let there = &cluster.hosts[other];
+    let copied = cluster.hosts.iter().any(|host| host.copy);
+    let cut = cluster.weather.whole_since().is_none_or(|at| at.elapsed() < MENDED_WITHIN);
+    let long_cut = cut && !cluster.weather.was_open_within(host, other, GONE);
+    copied || cluster.lied_to || long_cut || !there.is_up() && !there.ended_within(GONE)
 }
 
 /// Once quiet a packet from each member to each other's address ends in that one's container.

@@ -42,6 +42,11 @@ impl Stage {
                 cluster.crash(host);
                 cluster.start(host).await?;
             }
+            Operation::RestartAlone(host) => {
+                cluster.crash(host);
+                self.suspend(host);
+                self.cluster.start(host).await?;
+            }
             Operation::RestartEmpty(host) => {
                 cluster.crash(host);
                 cluster.wipe(host);
@@ -179,6 +184,14 @@ impl Stage {
             promises.filter(|(_, p)| p.host == host && !p.leaving).map(|(member, _)| member).collect();
         ensure!(!members.is_empty(), "host {host} has no member");
         Ok(members[turn % members.len()].clone())
+    }
+
+    /// Where the first member of a host is.
+    pub fn place_of(&self, host: usize) -> Option<Place> {
+        let entry = &self.cluster.books.promises.values().find(|promise| promise.host == host)?.entry;
+        let network = self.networks.iter().position(|network| *network == entry.network)?;
+        let app = self.apps.iter().position(|app| *app == entry.app)?;
+        Some(Place { network, app, worker: entry.process.as_str() == "worker" })
     }
 
     fn redeploy(&mut self, network: usize) -> anyhow::Result<()> {
