@@ -22,7 +22,7 @@ pub use host::{Choice, Host, Life, Role};
 pub use weather::Weather;
 
 use crate::history::History;
-use host::Running;
+use host::{Running, SEEDS};
 
 /// Gossip rounds, and with them everything that is bounded by their number.
 pub const INTERVAL: Duration = Duration::from_millis(500);
@@ -125,7 +125,9 @@ impl Cluster {
         let follower = tokio::spawn(followed).abort_handle();
         let again = !host.starts.is_empty() || host.copy;
         host.began(Running::new(handle, counters, follower));
-        if again {
+        // While the seeds start too, hosts that join may be islands of their own.
+        let founded = self.hosts.iter().take(SEEDS.into()).all(|seed| seed.introduced);
+        if again || !founded {
             self.weather.stir();
         }
         Ok(())

@@ -28,7 +28,7 @@ use crate::veteran::Veteran;
 /// MTU of every underlay, in bytes.
 pub const UNDERLAY_MTU: u32 = 1500;
 /// Everybody's seeds are the first so many machines.
-const SEEDS: u16 = 2;
+pub(super) const SEEDS: u16 = 2;
 
 /// One machine.
 pub struct Host {

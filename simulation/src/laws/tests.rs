@@ -139,9 +139,11 @@ async fn a_row_that_is_missing() {
         };
         cluster.hosts[1].kernel.edit(drop_rows);
     };
-    breaks(missing, "the kernel is the projection of the view").await;
+    breaks(missing, "a path stays as long as its ends").await;
     let mut cluster = region().await;
     missing(&mut cluster);
+    let error = super::kernels::follow(&cluster).await.unwrap_err();
+    assert!(error.to_string().contains("has still to do"), "{error:#}");
     let error = super::reach::everybody_is_reached(&cluster).unwrap_err();
     assert!(error.to_string().contains("None gets it"), "{error:#}");
 }
