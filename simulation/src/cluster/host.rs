@@ -50,6 +50,8 @@ pub struct Host {
     pub starts: Vec<Instant>,
     /// Whether its agent has had the time to meet everybody since its start.
     pub introduced: bool,
+    /// When it was last up for so long that everybody who hears it believes it.
+    pub believed: Option<Instant>,
     /// When somebody last changed its kernel behind its back, or its kernel last refused something.
     pub meddled: Option<Instant>,
     /// When its state directory was last emptied.
@@ -220,6 +222,7 @@ impl Host {
             life: Life::New,
             starts: Vec::new(),
             introduced: false,
+            believed: None,
             meddled: None,
             wiped: None,
             torn: false,
@@ -254,9 +257,9 @@ impl Host {
         matches!(self.life, Life::Crashed(at) | Life::Scrapped(at) if at.elapsed() > bound)
     }
 
-    /// Whether its agent ended less than `bound` ago.
-    pub fn ended_within(&self, bound: Duration) -> bool {
-        matches!(self.life, Life::Crashed(at) | Life::Away(at) if at.elapsed() < bound)
+    /// Whether it was believed to live less than `bound` ago: starting over and over is no life.
+    pub fn believed_within(&self, bound: Duration) -> bool {
+        self.believed.is_some_and(|at| at.elapsed() < bound)
     }
 
     /// Since when its agent runs.

@@ -200,7 +200,7 @@ fn is_given_up(cluster: &Cluster, host: usize, other: usize) -> bool {
     let copied = cluster.hosts.iter().any(|host| host.copy);
     let cut = cluster.weather.whole_since().is_none_or(|at| at.elapsed() < MENDED_WITHIN);
     let long_cut = cut && !cluster.weather.was_open_within(host, other, GONE);
-    copied || cluster.lied_to || long_cut || !there.is_up() && !there.ended_within(GONE)
+    copied || cluster.lied_to || long_cut || !there.believed_within(GONE)
 }
 
 /// Once quiet a packet from each member to each other's address ends in that one's container.

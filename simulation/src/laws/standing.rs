@@ -16,11 +16,15 @@ fn heard_within(host: &Host) -> Duration {
     host.start_delay_max() + GREETS + timings().detection + timings().hold + 4 * INTERVAL
 }
 
-/// Notes who has had the time to meet everybody since its start.
+/// Notes who has had the time to be believed, and to meet everybody, since its start.
 pub fn introduce(cluster: &mut Cluster) {
-    let Some(open) = cluster.weather.whole_since() else { return };
+    let open = cluster.weather.whole_since();
     for host in &mut cluster.hosts {
         let Some(up) = host.up_since() else { continue };
+        if up.elapsed() >= heard_within(host) {
+            host.believed = Some(Instant::now());
+        }
+        let Some(open) = open else { continue };
         host.introduced |= up.max(open) + heard_within(host) <= Instant::now();
     }
 }
