@@ -70,9 +70,12 @@ impl Weather {
     /// Lets nothing pass from one machine to another.
     pub fn cut(&mut self, (from, at): (usize, SocketAddr), (to, there): (usize, SocketAddr)) {
         self.network.cut(at, there);
+        let was_open = self.is_open(from, to);
         self.cuts.insert((from, to));
         self.whole_since = None;
-        self.change(from, to);
+        if was_open {
+            self.change(from, to);
+        }
     }
 
     /// Lets everything pass between all machines again; loss and delays stay.
