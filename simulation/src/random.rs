@@ -102,7 +102,7 @@ const RULES: &[Rule] = &[
     (30, |stage, rng| Some(Operation::Attach(up(stage, rng)?, place(rng)))),
     (4, |stage, rng| Some(Operation::AttachMany(up(stage, rng)?, place(rng), rng.random_range(2..=8)))),
     (3, |stage, rng| Some(Operation::AttachNumbered(up(stage, rng)?, place(rng), rng.random_range(1..=6)))),
-    (5, |stage, rng| Some(Operation::AttachAt(up(stage, rng)?, place(rng), rng.random_range(1..=8)))),
+    (10, |stage, rng| Some(Operation::AttachAt(up(stage, rng)?, place(rng), rng.random_range(1..=4)))),
     (14, |stage, rng| Some(Operation::Detach(with_member(stage, rng)?, rng.random_range(0..8)))),
     (6, |stage, rng| Some(Operation::Kill(with_member(stage, rng)?, rng.random_range(0..8)))),
     (2, |_, rng| Some(Operation::Redeploy(rng.random_range(0..NETWORKS)))),
