@@ -19,7 +19,7 @@ test: ## everything: lints, unit tables, simulation, contract suites and end-to-
 	@.ci/deps test
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory unit
-	@$(MAKE) --no-print-directory sim SEEDS=1..8
+	@$(MAKE) --no-print-directory sim HOSTS=8 SEEDS=1..60
 	@$(MAKE) --no-print-directory e2e
 
 check: ## formatting, lints, house rules, licences
@@ -37,7 +37,7 @@ e2e: ## contract suites, and hosts of namespaces with real agents and real packe
 
 sim: ## the same node on a simulated region: make sim SEEDS=1..200
 	$(CARGO) build --workspace --bins
-	target/debug/simulation --seeds $(or $(SEEDS),1..200)
+	target/debug/simulation $(if $(HOSTS),--hosts $(HOSTS)) --seeds $(or $(SEEDS),1..200)
 
 bench: ## measure against the targets: make bench ONLY=attach,convergence
 	@.ci/deps test
