@@ -81,7 +81,7 @@ fn members_of(view: &gossip::View) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-#[ignore = "minutes of CPU; the figures are for ARCHITECTURE.md"]
+#[ignore = "measures for minutes; run it alone, in release"]
 async fn a_region_of_a_thousand() {
     let (hosts, members, writes) = (number("HOSTS", 200), number("MEMBERS", 20), number("WRITES", 50));
     let (network, parsed) = (MemoryNetwork::new(), Interner::default());

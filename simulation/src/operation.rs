@@ -165,3 +165,16 @@ pub enum Sabotage {
     /// Ports learn and flood.
     Flood,
 }
+
+impl Sabotage {
+    /// All of them.
+    pub const ALL: [Sabotage; 7] = [
+        Sabotage::DropRows,
+        Sabotage::TurnRows,
+        Sabotage::DropTunnel,
+        Sabotage::DropDevice,
+        Sabotage::DropPeers,
+        Sabotage::DropNetwork,
+        Sabotage::Flood,
+    ];
+}

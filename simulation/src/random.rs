@@ -238,14 +238,5 @@ fn disk(rng: &mut SmallRng) -> Disk {
 }
 
 fn sabotage(rng: &mut SmallRng) -> Sabotage {
-    const ALL: [Sabotage; 7] = [
-        Sabotage::DropRows,
-        Sabotage::TurnRows,
-        Sabotage::DropTunnel,
-        Sabotage::DropDevice,
-        Sabotage::DropPeers,
-        Sabotage::DropNetwork,
-        Sabotage::Flood,
-    ];
-    *ALL.choose(rng).unwrap_or(&Sabotage::DropRows)
+    *Sabotage::ALL.choose(rng).unwrap_or(&Sabotage::DropRows)
 }

@@ -146,16 +146,7 @@ pub(super) fn new_machine(hosts: usize) -> Vec<Operation> {
 }
 
 pub(super) fn kernel_sabotage(hosts: usize) -> Vec<Operation> {
-    const ALL: [Sabotage; 7] = [
-        Sabotage::DropRows,
-        Sabotage::TurnRows,
-        Sabotage::DropTunnel,
-        Sabotage::DropDevice,
-        Sabotage::DropPeers,
-        Sabotage::DropNetwork,
-        Sabotage::Flood,
-    ];
-    let sabotages = ALL.into_iter().enumerate();
+    let sabotages = Sabotage::ALL.into_iter().enumerate();
     let sabotages =
         sabotages.flat_map(|(n, what)| [Operation::Sabotage(n % hosts, what), seconds(3)]).collect();
     let refusals = (0..hosts).map(|host| Refuse(host, 3)).collect();
