@@ -143,7 +143,7 @@ impl From<Refused> for Refusal {
                 RefusalKind::Conflict,
                 "detach members, or attach again when those that rest are free; `warren status` counts them",
             ),
-            Refused::Unreachable { .. } => {
+            Refused::Unreachable { .. } | Refused::Unfit { .. } => {
                 (RefusalKind::Unready, "attach again; `warren hosts` shows who answers")
             }
         };

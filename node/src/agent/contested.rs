@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use gossip::id::{HostId, MemberId, NetworkId};
 use netplumb::kernel::Kernel;
@@ -167,9 +166,4 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         self.ledger.open(network, &followed);
         Desk { ledger: &self.ledger, bench: &self.bench, grants: &mut self.grants, now: Instant::now() }
     }
-}
-
-impl Told {
-    /// How long a judge has to answer.
-    pub const BOUND: Duration = Duration::from_millis(300);
 }

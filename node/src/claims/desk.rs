@@ -17,7 +17,8 @@ use tokio::time::Instant;
 use super::ledger::{Claims, Tally};
 use super::{Bench, Grants, Ledger, Question};
 
-/// How often judges are asked before an attach is refused.
+/// How many rounds of questions may go unanswered before an attach is refused, and how many judges
+/// are asked for an address one after another.
 pub const ROUNDS_MAX: u32 = 5;
 
 /// Everything a decision looks at.
@@ -127,6 +128,14 @@ pub enum Refused {
         unreachable: usize,
         /// How often was asked.
         rounds: u32,
+    },
+    /// This host is the one to ask, and judges nothing yet.
+    #[error("nobody else can give {what}, and this host cannot yet: {why}")]
+    Unfit {
+        /// What was asked for.
+        what: String,
+        /// Why it judges nothing, in words.
+        why: String,
     },
     /// There may be something left, and nobody who could give it answers.
     #[error(

@@ -275,13 +275,33 @@ async fn silence_is_bounded() {
 /// All hosts start at once: nobody judges for T_hold, and everybody has what it needs right after.
 #[tokio::test(start_paused = true)]
 async fn a_cold_start_waits_once() {
-    let names = ["a", "b", "c", "d", "e"];
-    let region = Region::of(&names);
-    let mut world = World::empty();
-    names.iter().for_each(|name| world.start(name, &region));
-    let (things, took) = world.get("c", &need());
-    assert!(things.is_ok(), "{things:?}");
-    assert!(took >= HOLD && took < HOLD + Duration::from_millis(1500), "{took:?}");
+    for hosts in [1, 5, 20] {
+        let names: Vec<String> = (0..hosts).map(|n| format!("h{n}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let region = Region::of(&names);
+        let mut world = World::empty();
+        let began = world.now;
+        names.iter().for_each(|name| world.start(name, &region));
+        for name in names {
+            let (things, took) = world.get(name, &need());
+            assert!(things.is_ok(), "{things:?}");
+            assert!(took < HOLD + Duration::from_millis(1500), "{took:?} of {hosts} hosts");
+        }
+        assert!(world.now - began >= HOLD);
+    }
+}
+
+/// Nobody that could give a thing may judge in time: an attach ends with the reason.
+#[tokio::test(start_paused = true)]
+async fn waiting_is_bounded() {
+    let mut region = Region::of(&["a", "b"]);
+    region.view.whole = false;
+    let mut world = World::settled(&["a"], &region);
+    world.deaf.insert(host("b"));
+    let (refused, took) = world.get("a", &Need { ordinal: Wanted::Nothing, ..need() });
+    let refused = refused.unwrap_err();
+    assert!(matches!(&refused, Refused::Unfit { why, .. } if why.contains("whole")), "{refused}");
+    assert!(took <= HOLD + Duration::from_millis(1500), "{took:?}");
 }
 
 /// A cut has healed: who was judged by on the other side is not asked for T_hold, once a minute.

@@ -15,18 +15,47 @@ use crate::claims::{Question, Thing, vni_candidate};
 impl Desk<'_> {
     /// What a member does next to get what it needs. What this host judges itself is decided here.
     pub fn next(&mut self, need: &Need, told: &mut Told, rng: &mut impl Rng) -> Next {
-        told.pause = self.bench.hold() / ROUNDS_MAX;
+        let bound = told.begin_round(self.bench.hold(), self.now);
         told.drop_stale(self, need);
+        let mut questions = match self.decide_own(need, told, rng) {
+            Ok(questions) => questions,
+            Err(refused) => return Next::Refused(refused),
+        };
+        if told.waits(self.now) {
+            let then = told.not_before.unwrap_or(bound).min(bound);
+            return Next::Wait(then, "its judge has only just started, or is another one now".to_owned());
+        }
+        if questions.is_empty() {
+            return self.have(need, told);
+        }
+        // What this host would judge, did it judge already, waits for that.
+        let me = self.bench.me();
+        if let Err(unfit) = self.bench.fit(self.now)
+            && questions.iter().all(|(judge, _)| judge == me)
+        {
+            let then = unfit.until.unwrap_or(self.now + self.bench.hold() / 10);
+            return Next::Wait(then.min(bound), unfit.why);
+        }
+        questions.retain(|(judge, _)| judge != me);
+        told.rounds += 1;
+        told.tries += 1;
+        Next::Ask(questions)
+    }
+
+    /// Decides what this host judges itself; returns what is to be asked of others, and of this host
+    /// while it does not judge yet.
+    fn decide_own(
+        &mut self,
+        need: &Need,
+        told: &mut Told,
+        rng: &mut impl Rng,
+    ) -> Result<Vec<(HostId, Question)>, Refused> {
+        let me = self.bench.me().clone();
+        let fit = self.bench.fit(self.now).is_ok();
         let mut questions = Vec::new();
         for _ in 0..2 * ROUNDS_MAX {
-            questions = match self.missing(need, told, rng) {
-                Ok(questions) => questions,
-                Err(refused) => return Next::Refused(refused),
-            };
-            let me = self.bench.me().clone();
-            let fit = self.bench.fit(self.now).is_ok();
             let (mine, others): (Vec<_>, Vec<_>) =
-                questions.drain(..).partition(|(judge, _)| fit && *judge == me);
+                self.missing(need, told, rng)?.into_iter().partition(|(judge, _)| fit && *judge == me);
             questions = others;
             if mine.is_empty() {
                 break;
@@ -35,33 +64,14 @@ impl Desk<'_> {
                 let answer = self.judge(&me, &question, rng);
                 told.hear(&judge, &question, Some(answer), self.now);
             }
-            if told.taken.is_some() || told.waits(self.now) {
+            if let Some(refused) = told.taken.take() {
+                return Err(refused);
+            }
+            if told.waits(self.now) {
                 break;
             }
         }
-        if let Some(refused) = told.taken.take() {
-            return Next::Refused(refused);
-        }
-        match told.not_before.filter(|then| *then > self.now) {
-            Some(then) => {
-                Next::Wait(then, "its judge has only just started, or is another one now".to_owned())
-            }
-            None if questions.is_empty() => self.have(need, told),
-            None => {
-                // What this host would judge, did it judge already, waits for that.
-                let me = self.bench.me();
-                match self.bench.fit(self.now) {
-                    Err(unfit) if questions.iter().all(|(judge, _)| judge == me) => {
-                        Next::Wait(unfit.until.unwrap_or(self.now + self.bench.hold() / 10), unfit.why)
-                    }
-                    _ => {
-                        questions.retain(|(judge, _)| judge != me);
-                        told.rounds += 1;
-                        Next::Ask(questions)
-                    }
-                }
-            }
-        }
+        told.taken.take().map_or(Ok(questions), Err)
     }
 
     fn have(&self, need: &Need, told: &Told) -> Next {
@@ -120,9 +130,9 @@ impl Desk<'_> {
             _ => None,
         };
         let (network, app, process) = (need.network, need.app, need.process.clone());
-        if !told.ordinals_silent && told.rounds < ROUNDS_MAX {
+        if !told.ordinals_silent {
             let question = Question::Ordinal { network, app, process, chosen };
-            return Ok(Some((self.bench.judge_of(&question.thing()).clone(), question)));
+            return self.to_judge(question, told, || format!("a number of {}", need.process)).map(Some);
         }
         // Whoever else does the same is found out by the merge: numbers are settled again.
         let number = chosen.unwrap_or_else(|| self.lowest_free((network, app, &process)));
@@ -153,7 +163,9 @@ impl Desk<'_> {
             return self.to_judge(ask(address, true), told, || format!("address {address}"));
         }
         match self.candidate(network, subnet, told, rng) {
-            Some((judge, address)) if told.rounds < ROUNDS_MAX => Ok((judge, ask(address, false))),
+            Some((judge, address)) if told.tries < ROUNDS_MAX && !told.is_over(self.now) => {
+                Ok((judge, ask(address, false)))
+            }
             _ => Err(self.full(network, subnet, told)),
         }
     }
@@ -206,17 +218,12 @@ impl Desk<'_> {
             let any = free(self.ledger.claims(network), subnet).into_iter().next();
             let judge = any.map(|address| self.bench.judge_of(&Thing::Address(network, address)).clone());
             let judge = judge.unwrap_or_else(|| self.bench.me().clone());
-            return Refused::Unreachable {
-                what: format!("an address of {network}"),
-                judge,
-                unreachable,
-                rounds,
-            };
+            return self.unreachable(format!("an address of {network}"), judge, told);
         }
         Refused::Full { network, subnet, size, tally, unreachable, rounds }
     }
 
-    /// A question about one thing goes to its judge, as often as there are rounds.
+    /// A question about one thing goes to its judge, as long as there is time.
     fn to_judge(
         &self,
         question: Question,
@@ -224,10 +231,19 @@ impl Desk<'_> {
         what: impl FnOnce() -> String,
     ) -> Result<(HostId, Question), Refused> {
         let judge = self.bench.judge_of(&question.thing()).clone();
-        if told.rounds < ROUNDS_MAX {
+        if !told.is_over(self.now) {
             return Ok((judge, question));
         }
-        let (unreachable, rounds) = (told.unreachable, told.rounds);
-        Err(Refused::Unreachable { what: what(), judge, unreachable, rounds })
+        Err(self.unreachable(what(), judge, told))
+    }
+
+    fn unreachable(&self, what: String, judge: HostId, told: &Told) -> Refused {
+        match self.bench.fit(self.now) {
+            Err(unfit) if judge == *self.bench.me() => Refused::Unfit { what, why: unfit.why },
+            _ => {
+                let (unreachable, rounds) = (told.unreachable, told.rounds);
+                Refused::Unreachable { what, judge, unreachable, rounds }
+            }
+        }
     }
 }

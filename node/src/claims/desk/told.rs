@@ -8,7 +8,7 @@ use gossip::id::HostId;
 use gossip::record::NetworkRecord;
 use tokio::time::Instant;
 
-use super::{Desk, Holder, Need, Refused};
+use super::{Desk, Holder, Need, ROUNDS_MAX, Refused};
 use crate::claims::{Answer, Question};
 
 /// What has been given so far, and by whom not: goes with the one who asks from round to round.
@@ -17,8 +17,16 @@ pub struct Told {
     pub(super) claim: Option<Held<NetworkRecord>>,
     pub(super) address: Option<Held<Ipv4Addr>>,
     pub(super) ordinal: Option<Held<u32>>,
+    /// When it has to come to an end; none before the first question.
+    pub(super) bound: Option<Instant>,
     /// Rounds of questions so far.
     pub(super) rounds: u32,
+    /// Of these, rounds since the last wait: so many hosts are asked for an address at most.
+    pub(super) tries: u32,
+    /// Rounds in which somebody did not answer in time: these are what an attach has time for.
+    pub(super) silent: u32,
+    /// The last round was one.
+    pub(super) unheard: bool,
     /// Hosts that gave no address, and what they said.
     pub(super) declined: BTreeSet<HostId>,
     /// Questions that nobody answered in time.
@@ -29,10 +37,8 @@ pub struct Told {
     pub(super) candidate: u32,
     /// Until when the judge of something is waited for.
     pub(super) not_before: Option<Instant>,
-    /// When the first of those that declined because they judge nothing yet can be asked again.
+    /// When the first of those that declined for now can be asked again.
     pub(super) later: Option<Instant>,
-    /// They were waited for already.
-    pub(super) waited: bool,
     /// How long a question waits whose judge says that another one judges: in all rounds together
     /// T_hold, by when the views agree.
     pub(super) pause: Duration,
@@ -47,9 +53,26 @@ pub(super) struct Held<T> {
 }
 
 impl Told {
+    /// How long a judge has to answer.
+    pub const BOUND: Duration = Duration::from_millis(300);
+
+    /// The next round begins: returns when the last one has to have ended. Who does not answer costs
+    /// time, and who judges only later T_hold.
+    pub(super) fn begin_round(&mut self, hold: Duration, now: Instant) -> Instant {
+        self.pause = hold / ROUNDS_MAX;
+        self.silent += u32::from(std::mem::take(&mut self.unheard));
+        *self.bound.get_or_insert(now + hold + Self::BOUND * ROUNDS_MAX)
+    }
+
+    /// Whether there is no time for another round.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.silent >= ROUNDS_MAX || self.bound.is_some_and(|bound| now >= bound)
+    }
+
     /// Takes a judge's answer into account; none means that it did not answer in time.
     pub fn hear(&mut self, judge: &HostId, question: &Question, answer: Option<Answer>, asked: Instant) {
         self.unreachable += usize::from(answer.is_none());
+        self.unheard |= answer.is_none();
         match question {
             Question::Address { chosen: false, .. } => self.hear_address(judge, answer, asked),
             Question::Address { preferred, .. } => match answer {
@@ -82,10 +105,13 @@ impl Told {
         match answer {
             Some(Answer::Address(thing)) => self.address = Some(Held { thing, asked }),
             answer => {
-                if let Some(Answer::NotYet(ms)) = answer {
-                    let then = asked + Duration::from_millis(ms);
-                    self.later = Some(self.later.map_or(then, |other| other.min(then)));
-                }
+                let pause = match answer {
+                    Some(Answer::NotYet(ms)) => Some(Duration::from_millis(ms)),
+                    Some(Answer::NotMine(_)) => Some(self.pause),
+                    _ => None,
+                };
+                let then = pause.map(|pause| asked + pause);
+                self.later = self.later.into_iter().chain(then).min();
                 self.declined.insert(judge.clone());
             }
         }
@@ -102,15 +128,15 @@ impl Told {
     }
 
     pub(super) fn waits(&self, now: Instant) -> bool {
-        self.not_before.is_some_and(|then| then > now)
+        !self.is_over(now) && self.not_before.is_some_and(|then| then > now)
     }
 
-    /// Whether there is something to wait for before the addresses are given up.
+    /// Those that declined an address for now are asked again then; whether there are any, and time.
     pub(super) fn ask_again(&mut self) -> bool {
-        let Some(then) = self.later.take().filter(|_| !self.waited) else { return false };
-        self.waited = true;
+        let in_time = |then: &Instant| self.bound.is_none_or(|bound| *then < bound);
+        let Some(then) = self.later.take().filter(in_time) else { return false };
         self.declined.clear();
-        self.rounds = 0;
+        self.tries = 0;
         self.not_before = self.not_before.max(Some(then));
         true
     }
