@@ -17,7 +17,9 @@ use node::agent::{self, Seams, Snapshot};
 use node::config::Thresholds;
 use tokio::time::Instant;
 
-pub use books::{Attempt, Books, End, Promise};
+#[cfg(test)]
+pub use books::lock;
+pub use books::{Answered, Attempt, Books, End, Promise};
 pub use host::{Choice, Host, Life, Role};
 pub use weather::Weather;
 
@@ -115,6 +117,7 @@ impl Cluster {
             listen: |_, _| Ok(None),
         };
         self.history.note(format_args!("{} starts", host.label()));
+        self.books.starts(&host.label());
         let handle = agent::start(host.config.clone(), seams).await.with_context(|| host.label())?;
         let followed = follower::follow(
             host.label(),
@@ -280,6 +283,11 @@ impl Cluster {
     /// Takes what calls have come to into the books.
     pub fn collect(&mut self) -> anyhow::Result<()> {
         self.books.collect(&self.history, &self.hosts)
+    }
+
+    /// Whether an agent runs that has never heard of judges, and answers none of their questions.
+    pub fn veterans(&self) -> bool {
+        self.hosts.iter().any(|host| host.is_up() && host.runs == Role::Veteran)
     }
 
     /// The hosts whose agent runs, with their numbers and what each shows.

@@ -3,7 +3,8 @@
 //! The oracle asks the code under test as little as it can: who holds what, which names there are and where a
 //! frame ends are worked out here, from views, kernels and the cluster's own books.
 
-mod claims;
+mod attach;
+pub mod claims;
 mod kernels;
 pub mod names;
 mod promises;
@@ -14,8 +15,6 @@ mod tests;
 
 use anyhow::Context as _;
 
-pub use claims::law_3_bound;
-
 use crate::cluster::Cluster;
 
 /// What holds at any moment, whatever is broken just now. Cheap enough for every step.
@@ -23,6 +22,9 @@ pub fn each_step(cluster: &mut Cluster) -> anyhow::Result<()> {
     cluster.collect()?;
     standing::introduce(cluster);
     claims::fresh_claims_are_free(cluster).context("law 2 broken: in calm no conflict arises")?;
+    claims::conflicts_cost_one_move(cluster).context("law 3 broken: one re-address per conflict")?;
+    attach::ends_in_time(cluster).context("law 7 broken: an attach ends in time")?;
+    attach::detaches_end(cluster).context("law 7 broken")?;
     promises::addresses_change_only_in_conflicts(cluster).context("law 2 broken: in calm nobody moves")?;
     promises::are_kept_at_home(cluster).context("law 5 broken: who was attached is a member until detached")
 }

@@ -111,9 +111,14 @@ impl Stage {
     /// The region becomes quiet within its bound, and stays so without a write to any kernel.
     async fn settle(&mut self) -> anyhow::Result<()> {
         let bound = self.bound();
+        let one_each = self.joined() + laws::claims::law_3_bound(&self.cluster);
         while let Err(broken) = self.quiet().await {
             if self.healed.elapsed() > bound {
                 return Err(broken.context(format!("not quiet within {bound:?}")));
+            }
+            if self.healed.elapsed() > one_each {
+                let one = laws::claims::one_holder_each(&self.cluster);
+                one.with_context(|| format!("law 3 broken: after {one_each:?} a thing has one holder"))?;
             }
             sleep(LOOK).await;
             self.look()?;
@@ -153,10 +158,16 @@ impl Stage {
     /// How long after the last fault everything may take: to find each other and to be believed, to tell what was
     /// missed, and to repair what was broken.
     fn bound(&self) -> Duration {
-        let joins = self.cluster.hosts.iter().filter(|host| host.is_up()).map(|host| host.start_delay_max());
-        let joined = joins.max().unwrap_or_default() + Duration::from_secs(2) + timings().detection;
         let repaired = self.repairing.map_or(Duration::ZERO, |until| until - self.healed.min(until));
-        joined.max(repaired) + laws::law_3_bound(&self.cluster) + 4 * INTERVAL
+        let believed = self.joined() + timings().detection;
+        believed.max(repaired) + laws::claims::law_3_bound(&self.cluster) + 4 * INTERVAL
+    }
+
+    /// How long after the last fault the hosts that started may take to join: held back after many starts, and
+    /// then for as long as no seed answers.
+    fn joined(&self) -> Duration {
+        let joins = self.cluster.hosts.iter().filter(|host| host.is_up()).map(|host| host.start_delay_max());
+        joins.max().unwrap_or_default() + Duration::from_secs(2)
     }
 
     /// What rests is over, what is gone is forgotten.

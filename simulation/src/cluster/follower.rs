@@ -1,8 +1,10 @@
 //! What an agent sees, noted whenever it changes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 
+use gossip::View;
 use gossip::id::{HostId, MemberId, NetworkId};
 use node::agent::Snapshot;
 use resolver::Zone;
@@ -11,7 +13,7 @@ use tokio::time::Instant;
 
 use super::books::{Origin, Shared, lock};
 use crate::history::{Fingerprint, History};
-use crate::laws::names;
+use crate::laws::{claims, names};
 
 /// Notes what the agent of `host` sees whenever that changes, for ever.
 pub(super) async fn follow(
@@ -24,9 +26,13 @@ pub(super) async fn follow(
     let mut answering = BTreeSet::new();
     let mut known = BTreeSet::new();
     let mut zones = Zones::default();
+    let mut own = BTreeMap::new();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
         note_origins(&snapshot, &mut known, &shared);
+        if snapshot.generation != 0 {
+            lock(&shared).joined.entry(label.clone()).or_insert_with(Instant::now);
+        }
         let now: BTreeSet<HostId> = snapshot.view.answering().map(|(id, _)| id.clone()).collect();
         if !now.is_superset(&answering) {
             lock(&shared).stirred = Some(Instant::now());
@@ -35,6 +41,8 @@ pub(super) async fn follow(
         let seen = fingerprint(&snapshot, &mut zones);
         if seen != last {
             look(&label, &snapshot, &shared);
+            note_conflicts(&snapshot.view, &shared);
+            note_moves(&snapshot, &mut own, &shared);
             history.note(format_args!("{label} sees {}", describe(&snapshot, seen)));
             last = seen;
         }
@@ -52,6 +60,39 @@ fn look(label: &str, snapshot: &Snapshot, shared: &Mutex<Shared>) {
         && let Err(broken) = names::follow_view(snapshot)
     {
         lock(shared).broken.get_or_insert_with(|| broken.context(label.to_owned()));
+    }
+}
+
+/// Which addresses several live members have.
+fn note_conflicts(view: &View, shared: &Mutex<Shared>) {
+    if view.hosts.len() > LOOKED_AT_MAX {
+        return;
+    }
+    let mut claimants: BTreeMap<_, Vec<&MemberId>> = BTreeMap::new();
+    for seen in claims::live(view) {
+        claimants.entry((seen.network, seen.record.address)).or_default().push(seen.member);
+    }
+    for (thing, claimants) in claimants.into_iter().filter(|(_, claimants)| claimants.len() > 1) {
+        let conflicts = &mut lock(shared).conflicts;
+        conflicts.entry(thing).or_default().claimants.extend(claimants.into_iter().cloned());
+    }
+}
+
+/// Which own members have another address than before.
+fn note_moves(
+    snapshot: &Snapshot,
+    own: &mut BTreeMap<MemberId, (NetworkId, Ipv4Addr)>,
+    shared: &Mutex<Shared>,
+) {
+    for entry in snapshot.journal.live() {
+        let thing = (entry.network, entry.address);
+        let before = own.insert(entry.member.clone(), thing).filter(|before| *before != thing);
+        if let Some(before) = before {
+            let conflicts = &mut lock(shared).conflicts;
+            let conflict = conflicts.entry(before).or_default();
+            conflict.claimants.insert(entry.member.clone());
+            conflict.left.insert(entry.member.clone());
+        }
     }
 }
 

@@ -27,6 +27,8 @@ use crate::veteran::Veteran;
 
 /// MTU of every underlay, in bytes.
 pub const UNDERLAY_MTU: u32 = 1500;
+/// How long a repair may take: an audit of all networks, and the longest pause after an error.
+pub const REPAIRED_WITHIN: Duration = Duration::from_secs(65);
 /// Everybody's seeds are the first so many machines.
 pub(super) const SEEDS: u16 = 2;
 
@@ -54,12 +56,17 @@ pub struct Host {
     pub believed: Option<Instant>,
     /// When somebody last changed its kernel behind its back, or its kernel last refused something.
     pub meddled: Option<Instant>,
+    /// How long its disk takes for an entry, and when it last took so long and does not any more.
+    pub(super) disk: Vec<(Duration, Option<Instant>)>,
     /// When its state directory was last emptied.
     pub wiped: Option<Instant>,
     /// Whether a part of its journal may be damaged: it is as if it were lost.
     pub torn: bool,
     /// Whether it has the name and the disk of another machine.
     pub copy: bool,
+    /// Which agent runs there, or ran last.
+    pub runs: Role,
+    refuses: bool,
     pub(super) config: Config,
     pub(super) agent: Option<Running>,
     pub(super) boots: usize,
@@ -224,9 +231,12 @@ impl Host {
             introduced: false,
             believed: None,
             meddled: None,
+            disk: Vec::new(),
             wiped: None,
             torn: false,
             copy: false,
+            runs: Role::Current,
+            refuses: false,
             config,
             agent: None,
             boots: 0,
@@ -294,11 +304,14 @@ impl Host {
 
     /// From now on its kernel refuses every so-manieth operation; none at 0.
     pub(super) fn refuse(&mut self, every: usize) {
+        let refused = std::mem::replace(&mut self.refuses, every > 0);
+        if refused || self.refuses {
+            self.meddled = Some(Instant::now());
+        }
         if every == 0 {
             self.kernel.clear_fault();
             return;
         }
-        self.meddled = Some(Instant::now());
         let turn = AtomicUsize::new(0);
         self.kernel.set_fault(move |_| {
             let refused = turn.fetch_add(1, Ordering::Relaxed) % every == every - 1;
@@ -307,7 +320,31 @@ impl Host {
         });
     }
 
+    /// From now on its disk takes so long for a journal entry.
+    pub fn slow_writes(&mut self, slow: Duration) {
+        self.store.slow_writes(slow);
+        if let Some((_, until @ None)) = self.disk.last_mut() {
+            *until = Some(Instant::now());
+        }
+        if !slow.is_zero() {
+            self.disk.push((slow, None));
+        }
+    }
+
+    /// The longest its disk has taken for a journal entry since then.
+    pub fn slowest_write(&self, since: Instant) -> Duration {
+        let slow = self.disk.iter().filter(|(_, until)| until.is_none_or(|until| until >= since));
+        slow.map(|(slow, _)| *slow).max().unwrap_or_default()
+    }
+
+    /// Whether its kernel was meddled with, or refused something, so shortly before then that it may not have
+    /// been repaired.
+    pub fn is_meddled(&self, then: Instant) -> bool {
+        self.refuses || self.meddled.is_some_and(|at| at + REPAIRED_WITHIN > then)
+    }
+
     pub(super) fn began(&mut self, running: Running) {
+        self.runs = self.role;
         if std::mem::take(&mut self.torn) {
             self.wiped = Some(Instant::now());
         }

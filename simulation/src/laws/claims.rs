@@ -71,7 +71,8 @@ pub fn calm_since(cluster: &Cluster) -> Option<Instant> {
     stirred.filter(|_| cluster.weather.is_fair() && !cluster.lied_to)
 }
 
-fn was_calm(cluster: &Cluster, at: Instant) -> bool {
+/// Whether nothing of the kind has happened since 2 T_hold before then.
+pub fn was_calm(cluster: &Cluster, at: Instant) -> bool {
     calm_since(cluster).is_some_and(|since| since + 2 * timings().hold <= at)
 }
 
@@ -112,8 +113,9 @@ fn ensure_apart(
     let same = a.address == b.address;
     ensure!(!same, "{} is held by {member} on {} and {other} on {}", a.address, at(new), at(old));
     let numbers = (a.app, &a.process, a.ordinal) == (b.app, &b.process, b.ordinal) && a.ordinal.is_some();
+    // Where the judge of numbers is silent, each takes the lowest that it sees free.
     ensure!(
-        !numbers || old.leaving,
+        !numbers || old.leaving || cluster.veterans(),
         "number {:?} is held by {member} on {} and {other} on {}",
         a.ordinal,
         at(new),
@@ -128,6 +130,15 @@ fn is_full(cluster: &Cluster, new: &Promise) -> bool {
     let live = books.promises.values().filter(|promise| promise.entry.network == network).count();
     let ended = books.ended.iter().filter(|ended| ended.promise.entry.network == network).count();
     live + ended + books.refused.len() >= new.entry.claim.subnet.hosts().count()
+}
+
+/// Of those that had one address at once, one keeps it: each conflict costs one re-address at most (law 3).
+pub fn conflicts_cost_one_move(cluster: &Cluster) -> anyhow::Result<()> {
+    cluster.books.each_conflict(|network, address, conflict| {
+        let (left, had) = (&conflict.left, &conflict.claimants);
+        ensure!(left.len() < had.len(), "of {had:?} with {address} in {network} nobody keeps it");
+        Ok(())
+    })
 }
 
 /// No two live members of any view hold one thing.

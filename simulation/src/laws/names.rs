@@ -5,10 +5,11 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, ensure};
 use gossip::View;
-use gossip::id::NetworkId;
+use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
 use gossip::record::{MemberRecord, MemberState};
 use gossip::standing::Standing;
 use node::agent::Snapshot;
+use node::store::Entry;
 use resolver::Zone;
 
 use super::claims::{holders, numbered};
@@ -38,6 +39,8 @@ pub fn follow_view(snapshot: &Snapshot) -> anyhow::Result<()> {
 /// Once quiet the names are those of the members that were promised on hosts that answer.
 pub fn are_those_promised(cluster: &Cluster) -> anyhow::Result<()> {
     let mut expected: BTreeMap<NetworkId, Names> = BTreeMap::new();
+    let mut numbers: BTreeMap<_, (u64, HostId, MemberId)> = BTreeMap::new();
+    let mut entries = Vec::new();
     for (member, promise) in &cluster.books.promises {
         let owner = &cluster.hosts[promise.host];
         if !matches!(owner.life, Life::Up(_) | Life::Away(_)) {
@@ -46,9 +49,19 @@ pub fn are_those_promised(cluster: &Cluster) -> anyhow::Result<()> {
         // Its number may have changed in a conflict; its own host knows.
         let snapshot = owner.snapshot();
         let entry = snapshot.as_ref().and_then(|s| s.journal.get(member)).unwrap_or(&promise.entry);
+        entries.push((owner.id.clone(), entry.clone()));
+    }
+    for (host, entry) in &entries {
+        let age = (entry.counter, host.clone(), entry.member.clone());
+        let first = numbers.entry(number_of(entry)).or_insert_with(|| age.clone());
+        *first = age.min(first.clone());
+    }
+    for (_, entry) in &entries {
+        // A number its caller chose is not changed: while another member holds it, there is no name.
+        let holds = numbers.get(&number_of(entry)).is_some_and(|(.., member)| *member == entry.member);
         let names = expected.entry(entry.network).or_default();
         let record = node::project::record(entry);
-        add(names, entry.network, &record, entry.ordinal);
+        add(names, entry.network, &record, entry.ordinal.filter(|_| holds));
     }
     for (_, host, snapshot) in cluster.live() {
         for (network, zone) in &*snapshot.zones {
@@ -58,6 +71,11 @@ pub fn are_those_promised(cluster: &Cluster) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What a numbered name is made of.
+fn number_of(entry: &Entry) -> (NetworkId, AppId, ProcessType, Option<u32>) {
+    (entry.network, entry.app, entry.process.clone(), entry.ordinal)
 }
 
 fn of_view(view: &View) -> BTreeMap<NetworkId, Names> {

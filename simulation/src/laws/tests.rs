@@ -5,10 +5,11 @@ use std::time::Duration;
 use gossip::id::{AppId, NetworkId};
 use netplumb::observed::{Observed, port_name};
 use netplumb::state::{Key, Mac};
+use node::attach::{Refusal, RefusalKind};
 use tokio::time::{Instant, sleep};
 
 use super::{at_any_time, once_quiet, once_rested};
-use crate::cluster::{Choice, Cluster, Life, Promise};
+use crate::cluster::{Answered, Choice, Cluster, Life, Promise, lock};
 use crate::history::History;
 
 const HOSTS: usize = 3;
@@ -114,6 +115,36 @@ async fn an_address_given_twice() {
         cluster.books.fresh.insert(member);
     };
     breaks(twice, "in calm no conflict arises").await;
+}
+
+fn answered(took: Duration, refusal: Option<Refusal>) -> impl FnOnce(&mut Cluster) {
+    move |cluster| {
+        let at = Instant::now();
+        cluster.books.answered.push(Answered { host: 1, began: at - took, at, refusal });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attach_that_takes_too_long() {
+    breaks(answered(Duration::from_secs(5), None), "an attach ends in time").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attach_refused_in_calm_for_want_of_an_answer() {
+    let refusal = Refusal::new(RefusalKind::Unready, "nobody answers");
+    breaks(answered(Duration::from_secs(1), Some(refusal)), "in calm an attach").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conflict_that_everybody_leaves() {
+    let left = |cluster: &mut Cluster| {
+        let [a, b] = [0, 1].map(|host| promise(cluster, host).entry.clone());
+        let mut shared = lock(&cluster.books.shared);
+        let conflict = shared.conflicts.entry((a.network, a.address)).or_default();
+        conflict.claimants = [a.member, b.member].into();
+        conflict.left = conflict.claimants.clone();
+    };
+    breaks(left, "one re-address per conflict").await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -260,18 +260,18 @@ impl Stage {
     }
 
     fn set_disk(&mut self, host: usize, disk: Disk) {
-        let store = &self.cluster.hosts[host].store;
+        let host = &mut self.cluster.hosts[host];
         match disk {
             Disk::Sound => {
-                store.fail_writes(false);
-                store.slow_writes(Duration::ZERO);
+                host.store.fail_writes(false);
+                host.slow_writes(Duration::ZERO);
             }
-            Disk::Full => store.fail_writes(true),
+            Disk::Full => host.store.fail_writes(true),
             Disk::Tears => {
-                store.tear_next();
-                self.cluster.hosts[host].torn = true;
+                host.store.tear_next();
+                host.torn = true;
             }
-            Disk::Slow(time) => store.slow_writes(time),
+            Disk::Slow(time) => host.slow_writes(time),
         }
     }
 
