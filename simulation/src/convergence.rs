@@ -198,9 +198,20 @@ impl Single {
                 writeln!(io::stdout(), "{COLUMNS},BytesPerHost\n{sample},{bytes_per_host}")?;
             }
             Single::Region(region) => {
-                for figure in region.measure().await? {
-                    writeln!(io::stdout(), "{}", figure.json())?;
-                }
+                #[expect(clippy::disallowed_methods, reason = "who waits for it waits in real time")]
+                let began = std::time::Instant::now();
+                region
+                    .measure(|figure| {
+                        let (what, unit) = (figure.metric, figure.unit);
+                        let [p50, p99, max] = [50, 99, 100].map(|at| percentile(&figure.values, at));
+                        let after = began.elapsed().as_secs_f64();
+                        eprintln!(
+                            "{after:>6.0} s  {} hosts, {what}: p50 {p50:.1}, p99 {p99:.1}, max {max:.1} {unit}",
+                            region.hosts
+                        );
+                        Ok(writeln!(io::stdout(), "{}", figure.json())?)
+                    })
+                    .await?;
             }
         }
         Ok(ExitCode::SUCCESS)

@@ -78,11 +78,11 @@ impl Figure {
 }
 
 impl Region {
-    /// Measures all of it.
+    /// Measures all of it, and tells each figure once it is there: large regions take their time.
     ///
     /// # Errors
-    /// A region that does not settle, or news that does not arrive.
-    pub async fn measure(self) -> anyhow::Result<Vec<Figure>> {
+    /// A region that does not settle, news that does not arrive, or a listener that fails.
+    pub async fn measure(self, mut tell: impl FnMut(&Figure) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let Region { hosts, members, eager } = self;
         let interval = Duration::from_millis(if hosts < SLOW_ROUNDS_FROM { 500 } else { 1000 });
         let links = Link { bandwidth: Some(BANDWIDTH), ..Link::default() };
@@ -91,19 +91,18 @@ impl Region {
         // One seat more, for the newcomer.
         let mut seats = Seats::new(hosts + 1, Setting { links: links.clone(), eager, interval })?;
 
-        let mut figures = vec![cold_start(&mut seats, hosts, members).await?];
+        tell(&cold_start(&mut seats, hosts, members).await?)?;
         sleep(10 * interval).await;
-        figures.extend(idle(&seats).await);
-        figures.push(writes(&seats, "write", members).await?);
+        idle(&seats).await.iter().try_for_each(&mut tell)?;
+        tell(&writes(&seats, "write", members).await?)?;
         seats.network.set_links(repeating);
-        figures.push(writes(&seats, "write, 10 % lost and repeated after 30 ms", members + WRITES).await?);
+        tell(&writes(&seats, "write, 10 % lost and repeated after 30 ms", members + WRITES).await?)?;
         seats.network.set_links(lossy);
-        figures.push(writes(&seats, "write, 10 % lost for good", members + 2 * WRITES).await?);
-        figures.push(false_alarms(&seats).await);
+        tell(&writes(&seats, "write, 10 % lost for good", members + 2 * WRITES).await?)?;
+        tell(&false_alarms(&seats).await)?;
         seats.network.set_links(links);
-        figures.push(newcomer(&mut seats, hosts).await?);
-        figures.push(deaths(&mut seats).await?);
-        Ok(figures)
+        tell(&newcomer(&mut seats, hosts).await?)?;
+        tell(&deaths(&mut seats).await?)
     }
 }
 
