@@ -26,7 +26,8 @@ struct Host {
     /// Running containers by the path of their namespace.
     containers: BTreeMap<PathBuf, Running>,
     cookies: u64,
-    state: Observed,
+    /// Shared with whoever looked at it last.
+    state: Arc<Observed>,
     /// Where each (network, member) was touched last.
     sites: BTreeMap<(String, String), Site>,
     /// The key each interface was made with.
@@ -95,13 +96,13 @@ impl MemoryKernel {
     }
 
     /// All that stands, ours or not.
-    pub fn state(&self) -> Observed {
+    pub fn state(&self) -> Arc<Observed> {
         self.host().state.clone()
     }
 
     /// Changes the state behind everybody's back.
     pub fn edit(&self, edit: impl FnOnce(&mut Observed)) {
-        edit(&mut self.host().state);
+        edit(self.host().state_mut());
     }
 
     /// Something else on the host uses this VNI on this UDP port.
@@ -164,8 +165,9 @@ impl Kernel for MemoryKernel {
 
     async fn sweep(&self, ours: &Ours) -> Result<(), Error> {
         let mut host = self.host();
-        host.state.networks.retain(|name, _| ours.networks.contains_key(name));
-        for (name, network) in &mut host.state.networks {
+        let state = host.state_mut();
+        state.networks.retain(|name, _| ours.networks.contains_key(name));
+        for (name, network) in &mut state.networks {
             network.members.retain(|id, _| ours.networks[name].contains_key(id));
         }
         Ok(())
@@ -227,9 +229,10 @@ impl Kernel for MemoryKernel {
             if let InsideChange::Link(link) = change {
                 host.keys.insert((network.clone(), member.clone()), link.private_key.clone());
             }
-            host.state.networks.entry(network.clone()).or_default().members.insert(member.clone(), seen);
+            let networks = &mut host.state_mut().networks;
+            networks.entry(network.clone()).or_default().members.insert(member.clone(), seen);
         }
-        host.state.apply(op);
+        host.state_mut().apply(op);
         host.applied += 1;
         Ok(())
     }
@@ -259,11 +262,15 @@ impl Kernel for MemoryKernel {
 }
 
 impl Host {
+    fn state_mut(&mut self) -> &mut Observed {
+        Arc::make_mut(&mut self.state)
+    }
+
     fn stop(&mut self, path: &Path) {
         self.containers.remove(path);
         let ended = self.sites.extract_if(.., |_, site| site.netns.path == path);
         for ((network, member), _) in ended.collect::<Vec<_>>() {
-            let members = self.state.networks.get_mut(&network).map(|network| &mut network.members);
+            let members = self.state_mut().networks.get_mut(&network).map(|network| &mut network.members);
             if let Some(member) = members.and_then(|members| members.get_mut(&member)) {
                 member.inside = None;
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use gossip::View;
-use gossip::id::{HostId, MemberId, NetworkId};
+use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
 use gossip::record::{MemberRecord, MemberState, NetworkRecord};
 use gossip::standing::Standing;
 use tokio::time::Instant;
@@ -36,32 +36,43 @@ pub fn live(view: &View) -> impl Iterator<Item = Seen<'_>> {
     )
 }
 
-/// Who holds each address of a view: the lowest (counter, host, member) of its live members.
-pub fn holders(view: &View) -> BTreeMap<(NetworkId, Ipv4Addr), Seen<'_>> {
-    let mut holders: BTreeMap<(NetworkId, Ipv4Addr), Seen<'_>> = BTreeMap::new();
-    let age = |seen: &Seen<'_>| (seen.record.counter, seen.host.clone(), seen.member.clone());
-    for seen in live(view) {
-        let holder = holders.entry((seen.network, seen.record.address)).or_insert(seen);
-        if age(&seen) < age(holder) {
-            *holder = seen;
-        }
+/// Who holds each address of some networks in a view: the lowest (counter, host, member) of its live members.
+pub fn holders(
+    view: &View,
+    wanted: impl Fn(&NetworkId) -> bool,
+) -> BTreeMap<(NetworkId, Ipv4Addr), Seen<'_>> {
+    let mut holders = BTreeMap::new();
+    for seen in live(view).filter(|seen| wanted(&seen.network)) {
+        hold(&mut holders, (seen.network, seen.record.address), seen);
     }
     holders
 }
 
-/// Who holds each ordinal of a view.
-pub fn numbered(view: &View) -> BTreeMap<(NetworkId, String, u32), Seen<'_>> {
-    let mut numbered: BTreeMap<(NetworkId, String, u32), Seen<'_>> = BTreeMap::new();
-    let age = |seen: &Seen<'_>| (seen.record.counter, seen.host.clone(), seen.member.clone());
-    for seen in live(view) {
-        let Some(number) = seen.record.ordinal else { continue };
-        let key = (seen.network, format!("{}.{}", seen.record.process, seen.record.app), number);
-        let holder = numbered.entry(key).or_insert(seen);
-        if age(&seen) < age(holder) {
-            *holder = seen;
+/// A number among the members of an app and type.
+pub type Number<'v> = (NetworkId, AppId, &'v ProcessType, u32);
+
+/// The number of a member, if it has one.
+pub fn number(seen: Seen<'_>) -> Option<Number<'_>> {
+    Some((seen.network, seen.record.app, &seen.record.process, seen.record.ordinal?))
+}
+
+/// Who holds each number of some networks in a view.
+pub fn numbered(view: &View, wanted: impl Fn(&NetworkId) -> bool) -> BTreeMap<Number<'_>, Seen<'_>> {
+    let mut numbered = BTreeMap::new();
+    for seen in live(view).filter(|seen| wanted(&seen.network)) {
+        if let Some(number) = number(seen) {
+            hold(&mut numbered, number, seen);
         }
     }
     numbered
+}
+
+fn hold<'v, T: Ord>(holders: &mut BTreeMap<T, Seen<'v>>, thing: T, seen: Seen<'v>) {
+    let age = |seen: Seen<'v>| (seen.record.counter, seen.host, seen.member);
+    let holder = holders.entry(thing).or_insert(seen);
+    if age(seen) < age(*holder) {
+        *holder = seen;
+    }
 }
 
 /// Since when nothing happened that may move a judge or hide a claim; none while something does.
@@ -144,7 +155,8 @@ pub fn conflicts_cost_one_move(cluster: &Cluster) -> anyhow::Result<()> {
 /// No two live members of any view hold one thing.
 pub fn one_holder_each(cluster: &Cluster) -> anyhow::Result<()> {
     for (_, host, snapshot) in cluster.live() {
-        let (addresses, ordinals) = (holders(&snapshot.view), numbered(&snapshot.view));
+        let all = |_: &NetworkId| true;
+        let (addresses, ordinals) = (holders(&snapshot.view, all), numbered(&snapshot.view, all));
         for seen in live(&snapshot.view) {
             let holder = &addresses[&(seen.network, seen.record.address)];
             if holder.member != seen.member {
@@ -157,12 +169,11 @@ pub fn one_holder_each(cluster: &Cluster) -> anyhow::Result<()> {
                     seen.host
                 );
             }
-            let Some(number) = seen.record.ordinal else { continue };
-            let key = (seen.network, format!("{}.{}", seen.record.process, seen.record.app), number);
-            let holder = &ordinals[&key];
+            let Some(number) = number(seen) else { continue };
+            let holder = &ordinals[&number];
             // A number its caller chose stays contested until it is free.
             if holder.member != seen.member && !seen.record.ordinal_chosen {
-                bail!("to {} {number} is held by {} and {}", host.label(), holder.member, seen.member);
+                bail!("to {} {} is held by {} and {}", host.label(), number.3, holder.member, seen.member);
             }
         }
         networks_agree(&snapshot.view).with_context(|| host.label())?;

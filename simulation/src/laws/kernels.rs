@@ -31,11 +31,11 @@ pub fn leak_nothing(cluster: &Cluster) -> anyhow::Result<()> {
         let promised = cluster.books.promises.iter().filter(|(_, promise)| promise.host == number);
         let members: BTreeSet<&str> = promised.clone().map(|(member, _)| member.as_str()).collect();
         let networks: BTreeSet<String> = promised.map(|(_, p)| p.entry.network.to_string()).collect();
-        for (name, network) in host.kernel.state().networks {
-            let kept = network.fabric.is_none() || networks.contains(&name);
+        for (name, network) in &host.kernel.state().networks {
+            let kept = network.fabric.is_none() || networks.contains(name);
             ensure!(kept, "{} has kept {name}", host.label());
-            for (member, seen) in network.members {
-                let device = seen.inside.is_some_and(|inside| inside.device.is_some());
+            for (member, seen) in &network.members {
+                let device = seen.inside.as_ref().is_some_and(|inside| inside.device.is_some());
                 let stands = seen.binding.is_some() || device;
                 ensure!(!stands || members.contains(member.as_str()), "{} has kept {member}", host.label());
             }

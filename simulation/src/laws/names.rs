@@ -12,7 +12,7 @@ use node::agent::Snapshot;
 use node::store::Entry;
 use resolver::Zone;
 
-use super::claims::{holders, numbered};
+use super::claims::{holders, number, numbered};
 use crate::cluster::{Cluster, Life};
 
 type Names = BTreeMap<String, BTreeSet<Ipv4Addr>>;
@@ -27,7 +27,7 @@ pub fn follow_the_view(cluster: &Cluster) -> anyhow::Result<()> {
 
 /// As [`follow_the_view`], of one agent.
 pub fn follow_view(snapshot: &Snapshot) -> anyhow::Result<()> {
-    let expected = of_view(&snapshot.view);
+    let expected = of_view(&snapshot.view, |network| snapshot.zones.contains_key(network));
     for (network, zone) in &*snapshot.zones {
         let (found, none) = (served(zone), Names::new());
         let expected = expected.get(network).unwrap_or(&none);
@@ -78,19 +78,17 @@ fn number_of(entry: &Entry) -> (NetworkId, AppId, ProcessType, Option<u32>) {
     (entry.network, entry.app, entry.process.clone(), entry.ordinal)
 }
 
-fn of_view(view: &View) -> BTreeMap<NetworkId, Names> {
-    let numbered = numbered(view);
+fn of_view(view: &View, wanted: impl Fn(&NetworkId) -> bool) -> BTreeMap<NetworkId, Names> {
+    let numbered = numbered(view, &wanted);
     let mut all: BTreeMap<NetworkId, Names> = BTreeMap::new();
-    for seen in holders(view).values() {
+    for seen in holders(view, wanted).values() {
         let answers = seen.standing.answers() || (view.cut_off && seen.standing == Standing::Dead);
         if !answers || seen.record.state != MemberState::Ready {
             continue;
         }
-        let number = seen.record.ordinal.filter(|number| {
-            let key = (seen.network, format!("{}.{}", seen.record.process, seen.record.app), *number);
-            numbered.get(&key).is_some_and(|holder| holder.member == seen.member)
-        });
-        add(all.entry(seen.network).or_default(), seen.network, seen.record, number);
+        let number = number(*seen).filter(|number| numbered[number].member == seen.member);
+        let ordinal = number.map(|(.., ordinal)| ordinal);
+        add(all.entry(seen.network).or_default(), seen.network, seen.record, ordinal);
     }
     all
 }

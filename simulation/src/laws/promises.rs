@@ -1,11 +1,15 @@
 //! What was acknowledged holds until it is taken back.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use gossip::id::MemberId;
+use gossip::id::{MemberId, NetworkId};
 use gossip::record::MemberState;
+use netplumb::observed::Observed;
 use netplumb::state::{Key, Mac};
+use node::agent::Snapshot;
+use node::store::Entry;
 use tokio::time::Instant;
 
 use super::claims::{calm_since, holders};
@@ -47,15 +51,33 @@ const SETTLES: Duration = Duration::from_secs(10);
 
 /// On its own host an acknowledged member is always one: in the journal, and in the kernel.
 pub fn are_kept_at_home(cluster: &Cluster) -> anyhow::Result<()> {
+    let mut promised: BTreeMap<usize, Vec<(&MemberId, &Promise)>> = BTreeMap::new();
     for (member, promise) in cluster.books.promises.iter().filter(|(_, promise)| !promise.leaving) {
-        let host = &cluster.hosts[promise.host];
-        if is_adopting(cluster, host) {
-            continue;
+        promised.entry(promise.host).or_default().push((member, promise));
+    }
+    for (number, members) in promised {
+        let host = &cluster.hosts[number];
+        if !is_adopting(cluster, host) {
+            are_kept_on(host, &members).with_context(|| host.label())?;
         }
-        let contested = is_journalled(host, member, promise).with_context(|| host.label())?;
-        if !contested && !host.is_meddled(Instant::now()) {
-            is_built(host, member, promise)
-                .with_context(|| format!("{} for {member} with {}", host.label(), promise.entry.address))?;
+    }
+    Ok(())
+}
+
+fn are_kept_on(host: &Host, members: &[(&MemberId, &Promise)]) -> anyhow::Result<()> {
+    let (snapshot, kernel) = (host.snapshot(), host.kernel.state());
+    let networks: BTreeSet<NetworkId> = members.iter().map(|(_, promise)| promise.entry.network).collect();
+    let holders = snapshot.as_ref().map(|s| holders(&s.view, |network| networks.contains(network)));
+    let meddled = host.is_meddled(Instant::now());
+    for (member, promise) in members {
+        let entry = snapshot.as_ref().map(|s| journalled(s, member, promise)).transpose()?;
+        // A contested member has nothing until it has another address.
+        let contested = entry.zip(holders.as_ref()).is_some_and(|(entry, holders)| {
+            holders.get(&(entry.network, entry.address)).is_none_or(|seen| seen.member != *member)
+        });
+        if !contested && !meddled {
+            is_built(&kernel, member, promise)
+                .with_context(|| format!("for {member} with {}", promise.entry.address))?;
         }
     }
     Ok(())
@@ -73,19 +95,15 @@ fn is_adopting(cluster: &Cluster, host: &Host) -> bool {
     }
 }
 
-/// Whether the member is contested: then nothing of it stands until it has another address.
-fn is_journalled(host: &Host, member: &MemberId, promise: &Promise) -> anyhow::Result<bool> {
-    let Some(snapshot) = host.snapshot() else { return Ok(false) };
+fn journalled<'s>(snapshot: &'s Snapshot, member: &MemberId, promise: &Promise) -> anyhow::Result<&'s Entry> {
     let entry = snapshot.journal.get(member).with_context(|| format!("it does not know {member}"))?;
     let kept = entry.state == MemberState::Ready && entry.public_key == promise.entry.public_key;
     ensure!(kept, "it has {member} as {:?} with key {:?}", entry.state, entry.public_key);
-    let holder = holders(&snapshot.view).get(&(entry.network, entry.address)).map(|seen| seen.member.clone());
-    Ok(holder.is_none_or(|holder| holder != *member))
+    Ok(entry)
 }
 
-fn is_built(host: &Host, member: &MemberId, promise: &Promise) -> anyhow::Result<()> {
-    let state = host.kernel.state();
-    let network = state.networks.get(&promise.entry.network.to_string());
+fn is_built(kernel: &Observed, member: &MemberId, promise: &Promise) -> anyhow::Result<()> {
+    let network = kernel.networks.get(&promise.entry.network.to_string());
     let built = network.and_then(|network| network.members.get(member.as_str()));
     let built = built.context("its kernel has nothing")?;
     ensure!(built.binding.is_some(), "its kernel has no binding namespace");

@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use gossip::id::MemberId;
+use gossip::id::{MemberId, NetworkId};
 use netplumb::observed::{Observed, ObservedFabric, ObservedMember, port_name};
 use netplumb::state::{Key, Mac};
 use tokio::time::Instant;
@@ -21,7 +22,7 @@ struct Underlay {
 }
 
 struct Machine {
-    state: Observed,
+    state: Arc<Observed>,
     /// Which network has this (VNI, UDP port).
     tunnels: BTreeMap<(u32, u16), String>,
     /// Which member is behind a port of a network.
@@ -82,7 +83,7 @@ struct Frame<'k> {
 }
 
 impl Machine {
-    fn of(state: Observed) -> Machine {
+    fn of(state: Arc<Observed>) -> Machine {
         let (mut tunnels, mut ports) = (BTreeMap::new(), BTreeMap::new());
         for (name, network) in &state.networks {
             let vxlan = network.fabric.as_ref().and_then(|fabric| fabric.vxlan);
@@ -131,7 +132,8 @@ pub fn no_wrong_container(cluster: &Cluster) -> anyhow::Result<()> {
     let underlay = Underlay::of(cluster);
     for (number, host, snapshot) in cluster.live() {
         let Some(machine) = underlay.machine(number) else { continue };
-        for ((network, address), meant) in holders(&snapshot.view) {
+        let built = |network: &NetworkId| machine.state.networks.contains_key(&network.to_string());
+        for ((network, address), meant) in holders(&snapshot.view, built) {
             let name = network.to_string();
             for (member, _) in machine.members(&name) {
                 let Some(reached) = underlay.deliver(number, &name, member, address) else { continue };
