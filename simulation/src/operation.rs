@@ -45,6 +45,8 @@ pub enum Operation {
     Attach(usize, Place),
     /// As [`Operation::Attach`], so many at once.
     AttachMany(usize, Place, usize),
+    /// As [`Operation::Attach`], once on each host there is, so many networks in turn from a first one on.
+    AttachEverywhere(usize, usize),
     /// As [`Operation::Attach`], with a number its caller chose.
     AttachNumbered(usize, Place, u32),
     /// As [`Operation::Attach`], with an address its caller chose: the so-manieth of the subnet.

@@ -40,9 +40,10 @@ pub fn living_hosts_answer(cluster: &Cluster) -> anyhow::Result<()> {
     if changed || cluster.weather.loss() > LOSS_MAX {
         return Ok(());
     }
-    for (observer, host, snapshot) in cluster.live().filter(|(_, host, _)| !has_twin(cluster, host)) {
+    let twins: Vec<bool> = cluster.hosts.iter().map(|host| has_twin(cluster, host)).collect();
+    for (observer, host, snapshot) in cluster.live().filter(|(number, ..)| !twins[*number]) {
         for (number, other) in cluster.hosts.iter().enumerate() {
-            if number == observer || !is_heard(cluster, observer, number) || has_twin(cluster, other) {
+            if number == observer || twins[number] || !is_heard(cluster, observer, number) {
                 continue;
             }
             let seen = snapshot.view.hosts.get(&other.id);

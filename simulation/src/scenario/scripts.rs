@@ -57,6 +57,22 @@ pub(super) fn cold_start(hosts: usize) -> Vec<Operation> {
     [starts, attach(0..hosts, WEB), vec![Settle, Members(0, hosts), Rest]].concat()
 }
 
+pub(super) fn large_region(hosts: usize) -> Vec<Operation> {
+    minute_of(hosts, 5)
+}
+
+pub(super) fn crowded_region(hosts: usize) -> Vec<Operation> {
+    minute_of(hosts, 20)
+}
+
+/// The first minute of a region whose networks have a hundred members, no two of one host.
+fn minute_of(hosts: usize, members: usize) -> Vec<Operation> {
+    let networks = (hosts * members).div_ceil(100).max(members);
+    let starts = (0..hosts).map(Start).collect();
+    let attaches = (0..members).flat_map(|member| [AttachEverywhere(networks, member), seconds(1)]).collect();
+    [starts, attaches, vec![seconds(60 - members as u64), Settle]].concat()
+}
+
 pub(super) fn region_split(hosts: usize) -> Vec<Operation> {
     let far = hosts - 1;
     [

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use gossip::id::MemberId;
+use gossip::id::{MemberId, NetworkId};
 use gossip::memory::{Delay, Link};
 use tokio::time::Instant;
 
@@ -76,6 +76,12 @@ impl Stage {
                     self.attach(host, place, Choice::None)?;
                 }
             }
+            Operation::AttachEverywhere(networks, first) => {
+                for host in 0..cluster.hosts.len() {
+                    let place = Place { network: (host + first) % networks, app: 0, worker: false };
+                    self.attach(host, place, Choice::None)?;
+                }
+            }
             Operation::AttachNumbered(host, place, number) => {
                 self.attach(host, place, Choice::Number(number))?
             }
@@ -129,8 +135,15 @@ impl Stage {
     fn attach(&mut self, host: usize, place: Place, choice: Choice) -> anyhow::Result<()> {
         let Place { network, app, worker } = place;
         let process = if worker { "worker" } else { "web" };
-        let (network, app) = (self.networks[network], self.apps[app]);
+        let (network, app) = (self.network(network), self.apps[app]);
         self.cluster.attach(host, network, app, process.parse()?, choice)
+    }
+
+    /// The network of a number; most scripts get along with those there are.
+    fn network(&mut self, number: usize) -> NetworkId {
+        let missing = (number + 1).saturating_sub(self.networks.len());
+        self.networks.extend((0..missing).map(|_| NetworkId::random()));
+        self.networks[number]
     }
 
     /// What a script says must be so.
