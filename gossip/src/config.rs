@@ -7,10 +7,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::id::{HostId, Region};
 use crate::interner::Interner;
+use crate::merge::ViewBuilder;
 use crate::standing::Timings;
+use crate::view::View;
 
 /// Everything [`Arrival::at`](crate::Arrival::at) needs to know.
 #[derive(Clone)]
@@ -42,6 +45,18 @@ pub struct Config {
     /// The wall clock: nanoseconds since 1970. Used for generations only. [`unix_ns`] but in the
     /// simulation.
     pub now_ns: WallClock,
+}
+
+impl Config {
+    /// The view of an agent that has heard nobody yet: the other hosts as they were persisted.
+    pub fn known_view(&self) -> View {
+        // What is malformed is counted when it is joined with.
+        let counters = Arc::default();
+        let (known, parsed) = (&self.known, self.parsed.clone());
+        let mut builder = ViewBuilder::new(&self.host, known, self.timings, counters, parsed, Instant::now());
+        builder.build();
+        View { whole: false, ..(**builder.view()).clone() }
+    }
 }
 
 impl fmt::Debug for Config {
@@ -79,4 +94,56 @@ pub struct KnownHost {
     pub version: u64,
     /// Its records, in wire form.
     pub key_values: BTreeMap<String, String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Standing;
+    use crate::fixtures::{host, member};
+    use crate::view::Via;
+
+    fn known(name: &str, key_values: &[(&str, String)]) -> KnownHost {
+        let key_values = key_values.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+        let address = SocketAddr::from(([192, 0, 2, 9], 7946));
+        KnownHost { host: name.parse().unwrap(), address, generation: 7, version: 3, key_values }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn others_answer_as_they_were_persisted_until_somebody_is_heard() {
+        let record = member(1);
+        let member_key = record.key().to_string();
+        let whole = [("host", host("b").encode()), (&member_key, record.encode()), ("mem/odd", "?".into())];
+        let without_host = [(member_key.as_str(), record.encode())];
+        let address = SocketAddr::from(([192, 0, 2, 1], 7946));
+        let interval = Duration::from_millis(500);
+        let config = Config {
+            region: "r".parse().unwrap(),
+            host: "a".parse().unwrap(),
+            listen: address,
+            advertise: address,
+            seeds: Vec::new(),
+            interval,
+            known: vec![
+                known("a", &[("host", host("a").encode())]),
+                known("b", &whole),
+                known("c", &without_host),
+            ],
+            generation_floor: 0,
+            timings: Timings::of(interval),
+            eager: true,
+            parsed: Interner::default(),
+            now_ns: Arc::new(|| 0),
+        };
+        let view = config.known_view();
+        // Not this host itself, nor one without its `host` record; malformed records are skipped.
+        let names: Vec<_> = view.hosts.keys().map(HostId::as_str).collect();
+        assert_eq!(names, ["b"]);
+        let other = &view.hosts[&"b".parse::<HostId>().unwrap()];
+        assert_eq!((other.generation, other.standing, other.via), (7, Standing::Answering, Via::Disk));
+        assert_eq!(other.records.members.len(), 1);
+        assert!(!view.whole && !view.cut_off);
+        // Knowing nobody is no knowledge of the region either.
+        assert!(!Config { known: Vec::new(), ..config }.known_view().whole);
+    }
 }

@@ -8,6 +8,7 @@ mod follow;
 mod join;
 mod question;
 mod reconcile;
+mod start;
 mod step;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -20,8 +21,7 @@ use gossip::record::{Key, Record};
 use gossip::view::HostRecords;
 use gossip::{Ask, Gossip, View};
 use netplumb::kernel::{Container, Kernel};
-use netplumb::plan::Prune;
-use netplumb::state::{Desired, Vtep};
+use netplumb::state::Desired;
 use resolver::Zone;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -31,20 +31,19 @@ pub use contested::Moved;
 pub use event::{Event, EventKind};
 pub use question::Remembered;
 pub use reconcile::Built;
+pub use start::start;
 
 use crate::attach::{Call, Claimed, Context, Refusal};
 use crate::claims::{Answer, Bench, Grants, Ledger, MemberKey, Question, Told};
-use crate::config::Config;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::names::{Listen, Names};
-use crate::project::{self, Here};
-use crate::store::{Entry, Store, Stored};
-use contested::READDRESS_PER_TICK;
+use crate::project::Here;
+use crate::store::{Entry, Store};
 use event::Events;
-use join::{Join, Joined, known_view, settle, start_delay};
+use join::{Join, Joined};
 use question::Pending;
-use reconcile::{Wanted, reconcile};
+use reconcile::Wanted;
 
 /// How often the containers of own members are looked at, and quarantines end.
 const TICK: Duration = Duration::from_secs(1);
@@ -151,145 +150,6 @@ impl<K, S> Drop for Handle<K, S> {
         // Without it the loop would outlive its handle, or take the lost one for the word to leave.
         self.task.abort();
     }
-}
-
-/// Starts an agent; it serves its own containers at once and joins the region beside that.
-///
-/// # Errors
-/// The store cannot be read, or the underlay address is not on this host.
-pub async fn start<K, S, W>(config: Config, seams: Seams<K, S, W>) -> anyhow::Result<Handle<K, S>>
-where
-    K: Kernel,
-    S: Store + Clone,
-    W: gossip::Wire + Clone,
-{
-    let Stored { generation, mut starts, entries, known, damaged } = seams.store.load()?;
-    // An empty journal may be a lost one.
-    let intact = damaged.is_empty() && !entries.is_empty();
-    for path in damaged {
-        tracing::error!(path = %path.display(), "a file of the store was damaged and is set aside");
-    }
-    let underlay_mtu = seams.kernel.underlay_mtu(config.underlay.address).await?;
-    let delay = start_delay((seams.clock)() / 1_000_000_000, &mut starts);
-    if let Err(error) = seams.store.set_starts(&starts) {
-        tracing::error!("this start is not counted: {error}");
-    }
-    let kernel = Arc::new(seams.kernel);
-    let entries = settle(entries, &seams.boot, &*kernel, &seams.store).await;
-    if intact {
-        kernel.sweep(&project::ours(&entries)).await?;
-    }
-    let here = Here {
-        region: config.region.clone(),
-        host: config.host.clone(),
-        vtep: Vtep { address: config.underlay.address, port: config.underlay.vxlan_port },
-        underlay_mtu,
-        guard: if config.unguarded {
-            netplumb::state::Guard::None
-        } else {
-            netplumb::state::Guard::Table { listener: config.dns.listener() }
-        },
-    };
-    let interval = config.interval(known.len());
-    let timings = config.thresholds.timings.unwrap_or_else(|| gossip::Timings::of(interval));
-    let quarantine = config.quarantine();
-    let journal = Journal::restore(entries, Instant::now() + quarantine);
-    let metrics = Arc::new(Metrics::default());
-    metrics.set_gossip(seams.wire.counters());
-    let names = Names::new(&config, seams.listen);
-    metrics.set_resolver(names.counters());
-
-    let view = Arc::new(known_view(&known));
-    let journal = Arc::new(journal);
-    let (snapshot, snapshots) = watch::channel(Snapshot {
-        view: view.clone(),
-        journal: journal.clone(),
-        zones: Arc::default(),
-        generation: 0,
-        unjoined: Some("not joined yet".into()),
-        events: Arc::default(),
-    });
-    let (steps, step_queue) = mpsc::channel(256);
-    let wanted =
-        Wanted { revision: 0, desired: Arc::default(), ours: Arc::default(), prune: Prune::HoldRemote };
-    let (want, wants) = watch::channel(wanted);
-    let (build, built) = watch::channel(Arc::new(Built::default()));
-    let context = Context {
-        kernel: kernel.clone(),
-        store: seams.store.clone(),
-        steps,
-        built: built.clone(),
-        unguarded: config.unguarded,
-    };
-    let mut tasks = JoinSet::new();
-    tasks.spawn(reconcile(kernel.clone(), wants, build, metrics.clone()));
-    let own = config.gossip.advertise.to_string();
-    let seeds = config.gossip.seeds.iter().filter(|seed| **seed != own).cloned().collect();
-    let join = Join {
-        config: gossip::Config {
-            region: config.region.clone(),
-            host: config.host.clone(),
-            listen: config.gossip.listen,
-            advertise: config.gossip.advertise,
-            seeds: config.gossip.seeds.clone(),
-            interval,
-            known,
-            generation_floor: generation + 1,
-            timings,
-            eager: config.thresholds.eager,
-            parsed: config.thresholds.parsed.clone(),
-            now_ns: seams.clock.clone(),
-        },
-        wire: seams.wire,
-        store: seams.store.clone(),
-        delay,
-    };
-    let now = Instant::now();
-    let agent = Agent {
-        bench: Bench::new(config.host.clone(), timings.hold, now),
-        grants: Grants::new(timings.hold),
-        ledger: Ledger::default(),
-        asked: BTreeSet::new(),
-        here,
-        timings,
-        quarantine,
-        boot: seams.boot,
-        advertise: config.gossip.advertise,
-        kernel,
-        store: seams.store,
-        context: context.clone(),
-        metrics: metrics.clone(),
-        names,
-        gossip: None,
-        joined_at: None,
-        unjoined: Some("not joined yet".into()),
-        view,
-        own: Own::default(),
-        followed: Arc::default(),
-        journal,
-        published: None,
-        young: BTreeMap::new(),
-        pending: Vec::new(),
-        desired: Desired::default(),
-        mtu: 0,
-        revision: 0,
-        want,
-        snapshot,
-        moving: BTreeSet::new(),
-        taken_over: intact,
-        disowned: BTreeSet::new(),
-        readdresses_left: READDRESS_PER_TICK,
-        events: Events::new(seams.clock),
-        lonely_told: None,
-        seeds,
-        watching: None,
-        remembered: Vec::new(),
-        remember_from: None,
-        tasks,
-    };
-    let (stop, stopped) = oneshot::channel();
-    let task = tokio::spawn(agent.run(join, step_queue, built, stopped));
-    Ok(Handle { context, snapshot: snapshots, metrics, stop: Some(stop), task })
 }
 
 /// The loop's state.

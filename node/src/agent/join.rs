@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gossip::id::{MemberId, NetworkId};
-use gossip::record::{MemberRecord, MemberState, NetworkRecord, Record};
-use gossip::{Arrival, Ask, Gossip, JoinError, KnownHost, View};
+use gossip::record::{MemberRecord, MemberState, NetworkRecord};
+use gossip::{Arrival, Ask, Gossip, JoinError};
 use netplumb::kernel::{Found, Kernel};
 use netplumb::state::Key;
 use rand::seq::IteratorRandom as _;
@@ -234,35 +234,4 @@ pub(super) async fn settle<K: Kernel, S: Store>(
         }
     }
     entries
-}
-
-/// The view of a host that has just started: the others as it last saw them.
-pub(super) fn known_view(known: &[KnownHost]) -> View {
-    let mut view = View::default();
-    for host in known {
-        let decode = |(key, value): (&String, &String)| Record::decode(host.host.as_str(), key, value).ok();
-        let (mut networks, mut members, mut own) = (BTreeMap::new(), BTreeMap::new(), None);
-        for record in host.key_values.iter().filter_map(decode) {
-            match record {
-                Record::Host(record) => own = Some(record),
-                Record::Network(pn, record) => drop(networks.insert(pn, record)),
-                Record::Member(pn, member, record) => drop(members.insert((pn, member), record)),
-            }
-        }
-        let Some(own) = own else { continue };
-        let records = gossip::view::HostRecords { host: own, networks, members };
-        view.hosts.insert(
-            host.host.clone(),
-            gossip::view::Host {
-                generation: host.generation,
-                version: host.version,
-                address: host.address,
-                standing: gossip::Standing::Answering,
-                silent_since: None,
-                via: gossip::view::Via::Disk,
-                records: Arc::new(records),
-            },
-        );
-    }
-    view
 }
