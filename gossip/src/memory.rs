@@ -243,8 +243,10 @@ impl Wire for MemoryWire {
     fn send(&self, to: SocketAddr, envelope: ChitchatEnvelope) {
         let (envelope, bytes) = lock(&self.agent.meter).measure(envelope);
         let Some((at, again)) = self.depart(to, "envelope", bytes) else { return };
-        if let Some((at, envelope)) = again.zip(meter::copy(&envelope)) {
-            self.fly(at, to, Message::Envelope { envelope, bytes });
+        if let Some(again) = again
+            && let Some(envelope) = meter::copy(&envelope)
+        {
+            self.fly(again, to, Message::Envelope { envelope, bytes });
         }
         self.fly(at, to, Message::Envelope { envelope, bytes });
     }
