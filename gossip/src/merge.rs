@@ -27,6 +27,8 @@ use crate::view::{Host, HostRecords, Vanished, Via, View};
 pub(crate) struct Beat<'a> {
     pub(crate) owner: &'a ChitchatId,
     pub(crate) heartbeat: u64,
+    /// The version that chitchat holds.
+    pub(crate) version: u64,
     /// The failure detector's timeout for it: it has one exactly while it is live.
     pub(crate) timeout: Option<Duration>,
 }
@@ -102,8 +104,20 @@ impl Track {
         self.accepted.as_ref()
     }
 
-    pub(crate) fn silent_since(&self) -> Option<Instant> {
-        self.life.silent_since()
+    pub(crate) fn unheard_since(&self) -> Option<Instant> {
+        self.life.unheard_since()
+    }
+
+    /// Records from disk are as they were when this agent last heard of them: others say the same.
+    fn confirm(&mut self, via: Via) -> bool {
+        let written = self.accepted.as_mut().filter(|accepted| accepted.via == Via::Disk);
+        written.map(|accepted| accepted.via = via).is_some()
+    }
+
+    /// Whether they may be older than what this agent knew before its start.
+    fn is_stale(&self) -> bool {
+        let written = self.accepted.as_ref().is_some_and(|accepted| accepted.via == Via::Disk);
+        written && self.life.standing() != Standing::Gone
     }
 
     /// Whether so much of a generation is news.
@@ -166,6 +180,11 @@ impl ViewBuilder {
         self.hosts.get(node_id).map(|track| track.life.generation())
     }
 
+    /// Whether an agent of that name is live, believed or not.
+    pub(crate) fn hears(&self, node_id: &str, now: Instant) -> bool {
+        self.hosts.get(node_id).is_some_and(|track| track.life.is_heard(now, &self.timings))
+    }
+
     /// The generation of a host that counts here.
     pub(crate) fn counts(&self, node_id: &str) -> Option<u64> {
         Some(self.hosts.get(node_id)?.accepted()?.generation)
@@ -189,9 +208,14 @@ impl ViewBuilder {
         self.synced
     }
 
-    /// A whole snapshot was taken in.
+    /// A whole snapshot was taken in: what it did not tell anew is as it was written down.
     pub(crate) fn complete(&mut self) {
         self.synced = true;
+        for (node_id, track) in &mut self.hosts {
+            if track.confirm(Via::Snapshot) {
+                self.moved.insert(node_id.clone());
+            }
+        }
     }
 
     /// This agent publishes in a generation from now on, and its failure detector begins with it.
@@ -233,7 +257,7 @@ impl ViewBuilder {
         }
         self.twin = None;
         let mut tracks = self.hosts.iter_mut().peekable();
-        for Beat { owner, heartbeat, timeout } in beats {
+        for Beat { owner, heartbeat, version, timeout } in beats {
             if *owner.node_id == *self.own_node_id {
                 let newer = self.published.is_some_and(|(generation, address)| {
                     owner.generation_id > generation && owner.gossip_advertise_addr != address
@@ -248,6 +272,10 @@ impl ViewBuilder {
                 && node_id.as_str() == &*owner.node_id
             {
                 track.sign.add(owner.generation_id, heartbeat, timeout);
+                let same = |a: &Accepted| a.generation == owner.generation_id && a.version <= version;
+                if track.accepted().is_some_and(same) && track.confirm(Via::Chitchat) {
+                    self.moved.insert(node_id.clone());
+                }
             }
         }
         self.age(now);
@@ -277,6 +305,7 @@ impl ViewBuilder {
             view.vanished = self.vanished.clone();
         }
         view.cut_off = is_cut_off(&self.own, &view.hosts);
+        view.stale = self.others().any(Track::is_stale);
         (view.whole, view.twin) = (whole, self.twin);
         self.view = Arc::new(view);
         Some(self.view.clone())

@@ -317,6 +317,7 @@ fn beats(chitchat: &Chitchat) -> impl Iterator<Item = Beat<'_>> {
     chitchat.node_states().iter().map(|(owner, state)| Beat {
         owner,
         heartbeat: state.heartbeat().into(),
+        version: state.max_version(),
         // chitchat forgets the samples of those it finds dead, so that having a timeout is being
         // live; this costs one look-up where its set of live hosts would have to be copied.
         timeout: chitchat.failure_detection_timeout(owner),

@@ -108,8 +108,8 @@ pub struct Life {
     /// The newest generation, and when it became known while the host was in answers.
     generation: u64,
     born: Instant,
-    /// The last heartbeat with its generation, and when it changed.
-    heartbeat: (Option<u64>, u64),
+    /// The last heartbeat of a live generation with that generation, and when it came.
+    heartbeat: Option<(u64, u64)>,
     heard: Instant,
     /// Since when chitchat has found it live without a break.
     live_since: Option<Instant>,
@@ -126,7 +126,7 @@ impl Life {
             standing: Standing::Answering,
             generation,
             born: now,
-            heartbeat: (None, 0),
+            heartbeat: None,
             heard: now,
             live_since: None,
             away_since: None,
@@ -136,7 +136,8 @@ impl Life {
 
     /// A host that is out of answers elsewhere, `since` before now.
     pub fn silent(generation: u64, since: Instant, now: Instant) -> Self {
-        Self { standing: Standing::Dead, dead_since: Some(since), ..Self::begin(generation, now) }
+        let begun = Self::begin(generation, now);
+        Self { standing: Standing::Dead, dead_since: Some(since), heard: since, ..begun }
     }
 
     /// Whoever listened has begun anew: a host in answers has one detection bound to be heard again.
@@ -161,9 +162,21 @@ impl Life {
         self.dead_since
     }
 
+    /// Since when nothing is heard of a host that is out of answers. One that is heard again and not
+    /// yet believed is on its way back, however long it was silent.
+    pub fn unheard_since(&self) -> Option<Instant> {
+        self.dead_since.map(|since| since.max(self.heard))
+    }
+
+    /// Whether its agent is live and was heard within the detection bound, believed or not: where
+    /// heartbeats came rarely, chitchat waits for the next one beyond any bound.
+    pub fn is_heard(&self, now: Instant, timings: &Timings) -> bool {
+        self.live_since.is_some() && now < self.heard + timings.detection
+    }
+
     /// Whether the host was gone for so long that nothing of it is kept.
     pub fn is_forgotten(&self, now: Instant, timings: &Timings) -> bool {
-        self.dead_since.is_some_and(|since| now >= since + timings.gone + timings.forget)
+        self.unheard_since().is_some_and(|since| now >= since + timings.gone + timings.forget)
     }
 
     /// Takes one look into account and tells the standing.
@@ -183,11 +196,11 @@ impl Life {
                 self.born = now;
             }
         }
-        if (sign.live, sign.heartbeat) != self.heartbeat {
-            self.heartbeat = (sign.live, sign.heartbeat);
-            self.heard = now;
+        let heartbeat = sign.live.map(|generation| (generation, sign.heartbeat));
+        if heartbeat.is_some() && heartbeat != self.heartbeat {
+            (self.heartbeat, self.heard) = (heartbeat, now);
         }
-        self.live_since = if sign.live.is_some() { self.live_since.or(Some(now)) } else { None };
+        self.live_since = heartbeat.and_then(|_| self.live_since.or(Some(now)));
         self.away_since = if sign.away.is_some() { self.away_since.or(Some(now)) } else { None };
     }
 
@@ -201,11 +214,12 @@ impl Life {
             // Heartbeats from before its death that come round by others end soon: live is whose
             // heartbeats go on.
             (Some(_), Some(since)) => now >= since + timings.hold && now < self.heard + timings.hold / 2,
-            (None, Some(_)) => true,
+            (None, _) => self.is_heard(now, timings),
             (_, None) => false,
         };
         if proven {
-            let late = sign.timeout.is_some_and(|timeout| now >= self.heard + timeout / 2);
+            let timeout = sign.timeout.map(|timeout| timeout.min(timings.detection));
+            let late = timeout.is_some_and(|timeout| now >= self.heard + timeout / 2);
             return if late { Standing::Late } else { Standing::Answering };
         }
         if self.dead_since.is_none() && now < self.born + timings.detection {
@@ -215,7 +229,7 @@ impl Life {
     }
 
     fn dead(&self, now: Instant, timings: &Timings) -> Standing {
-        match self.dead_since {
+        match self.unheard_since() {
             Some(since) if now >= since + timings.gone => Standing::Gone,
             _ => Standing::Dead,
         }
@@ -253,8 +267,10 @@ mod tests {
                 Sign { live: Some(generation), generation, heartbeat: 0, timeout, away: None }
             }
             Seen::Silent(generation) | Seen::Restarted(generation) => Sign { generation, ..Sign::default() },
+            // The last heartbeats come round a while after it.
             Seen::Goodbye(generation, seconds) => {
-                Sign { live: Some(generation), generation, heartbeat: tick, timeout, away: Some(seconds) }
+                let heartbeat = tick.min(150);
+                Sign { live: Some(generation), generation, heartbeat, timeout, away: Some(seconds) }
             }
         }
     }
@@ -296,6 +312,8 @@ mod tests {
             &[(0.0, Live(1)), (10.0, Mute(1)), (15.0, Live(1))],
             &[(11.5, Answering), (12.2, Late), (15.1, Answering)],
         );
+        // 33: however long chitchat waits for the next heartbeat, the detection bound (6 s) ends it.
+        check(&[(0.0, Live(1)), (10.0, Mute(1))], &[(15.9, Late), (16.1, Dead), (60.0, Dead)]);
         // 35: a host restored from disk that never speaks is dead, then gone, and nothing else.
         check(&[(0.0, Silent(1))], &[(6.0, Dead), (905.9, Dead), (906.0, Gone), (5000.0, Gone)]);
         // 36: back in answers after five intervals (2.5 s) of being live again.
@@ -312,6 +330,16 @@ mod tests {
         check(
             &[(0.0, Live(1)), (10.0, Silent(1)), (20.0, Live(1)), (21.0, Mute(1)), (26.0, Silent(1))],
             &[(20.0, Dead), (22.4, Dead), (22.6, Dead), (24.0, Dead), (30.0, Dead)],
+        );
+        // 35: a host that is heard is not gone, though it died before it was believed again; what others
+        // still had of it counts as well, once.
+        check(
+            &[(0.0, Live(1)), (10.0, Silent(1)), (500.0, Live(1)), (502.0, Silent(1))],
+            &[(500.0, Dead), (910.0, Dead), (1401.8, Dead), (1402.1, Gone)],
+        );
+        check(
+            &[(0.0, Live(1)), (10.0, Silent(1)), (909.0, Live(1))],
+            &[(909.0, Dead), (911.4, Dead), (911.6, Answering)],
         );
         // 31: a graceful stop keeps it in answers for 120 s, whatever is still heard of it.
         check(

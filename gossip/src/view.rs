@@ -121,6 +121,9 @@ pub struct View {
     /// Whether the region's records are known whole: a live peer's records arrived, or no host is
     /// known but this one. Deletions that follow from the view wait for it.
     pub whole: bool,
+    /// Some host that is not gone is known from disk only, where its last records may be missing: what
+    /// follows from them deletes nothing.
+    pub stale: bool,
     /// No other host of a region of three or more answers: this host is the one cut off, and
     /// answers freeze.
     pub cut_off: bool,

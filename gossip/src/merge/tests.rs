@@ -76,15 +76,16 @@ impl Region {
 
     fn after(&mut self, pause: Duration) -> Arc<View> {
         self.now += pause;
-        let heartbeat = self.now.elapsed().as_millis() as u64;
+        let heartbeat = self.now.duration_since(Instant::now()).as_millis() as u64;
         let states: BTreeMap<ChitchatId, (NodeState, bool)> =
             self.seen.iter().map(|seen| (seen.owner(), (seen.state(), seen.live))).collect();
         for (owner, state) in self.builder.moved(states.iter().map(|(owner, (state, _))| (owner, state))) {
             self.builder.see(owner, state, Via::Chitchat, self.now);
         }
-        let beats = states.iter().map(|(owner, (_, live))| Beat {
+        let beats = states.iter().map(|(owner, (state, live))| Beat {
             owner,
             heartbeat,
+            version: state.max_version(),
             timeout: live.then_some(Duration::from_secs(3600)),
         });
         self.builder.hear(beats, self.now);
@@ -272,4 +273,33 @@ async fn nothing_is_kept_of_the_forgotten() {
     let view = region.after(gone);
     assert_eq!((view.hosts.len(), view.members().count()), (2, 0), "gone, and not forgotten");
     assert_eq!(region.after(Duration::from_secs(24 * 3600)).hosts.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_known_from_disk_is_stale_until_somebody_says_the_same() {
+    let mut before = Region::of(&[]);
+    let written = known(&before.see(seen("b", 5, 3, &[member(1), host("b")])));
+    let check = |heard: Option<Seen>, stale: bool| {
+        let mut region = Region::of(&written);
+        assert!(region.after(Duration::ZERO).stale);
+        if let Some(heard) = heard {
+            region.see(heard);
+        }
+        assert_eq!(region.after(Duration::ZERO).stale, stale);
+        // Who is gone holds nothing, and nobody waits for it.
+        let gone = Timings::of(INTERVAL).gone;
+        region.seen.clear();
+        region.after(gone);
+        assert!(!region.after(gone).stale);
+    };
+    check(None, true);
+    check(Some(seen("b", 5, 2, &[host("b")])), true);
+    check(Some(Seen { live: false, ..seen("b", 5, 3, &[member(1), host("b")]) }), false);
+    check(Some(seen("b", 5, 4, &[host("b")])), false);
+    check(Some(seen("b", 6, 1, &[host("b")])), false);
+    // A generation without its `host` record does not count, and takes nothing back.
+    check(Some(seen("b", 6, 1, &[member(1)])), true);
+    let mut region = Region::of(&written);
+    region.builder.complete();
+    assert!(!region.after(Duration::ZERO).stale, "a snapshot says it all");
 }

@@ -17,8 +17,11 @@ use crate::view::{Host, View};
 /// One in so many intervals a seed is gossiped with even when all is well: two halves of a region
 /// that never knew each other meet there.
 const SEED_PERIOD: u64 = 10;
-/// How many hosts that are about to be given up are asked themselves in one interval.
-const DOUBTED: usize = 8;
+/// How many hosts that are about to be given up are asked themselves in one interval: eight, or as
+/// many as digests of so many bytes in all can be sent to. An entry of a digest is about so long.
+const DOUBTED_MIN: usize = 8;
+const DOUBTED_BYTES: usize = 128 << 10;
+const DIGEST_ENTRY_BYTES: usize = 48;
 /// How many hosts are told of a goodbye one by one.
 const GOODBYES: usize = 3;
 /// How many hosts are asked for a snapshot in one interval.
@@ -35,6 +38,7 @@ impl Seat {
                 && id.gossip_advertise_addr != address
                 && chitchat.failure_detection_timeout(id).is_some()
         });
+        let twin = twin.filter(|_| self.builder.hears(&node_id, Instant::now()));
         let twin = twin.map(|id| id.gossip_advertise_addr);
         let bytes = digest_bytes(chitchat.node_states().keys());
         let full = (generation.is_none() && bytes > ADMISSION_BYTES_MAX).then_some(bytes);
@@ -73,7 +77,7 @@ impl Seat {
         }
         // Small islands of a large region would bury each other: chance calls the many beyond the cut.
         let doubtful = doubtful(&view, Instant::now(), self.stay.config.timings.detection);
-        for address in doubtful.sample(&mut rand::rng(), DOUBTED) {
+        for address in doubtful.sample(&mut rand::rng(), doubted_max(view.hosts.len())) {
             self.gossip(address);
         }
         let alone = self.others_answering().next().is_none();
@@ -112,6 +116,11 @@ impl Seat {
             tracing::debug!(%address, "gossip has ended; the next look starts it anew");
         }
     }
+}
+
+/// How many doubtful hosts of a region of so many hosts are asked in one interval.
+fn doubted_max(hosts: usize) -> usize {
+    (DOUBTED_BYTES / (DIGEST_ENTRY_BYTES * hosts.max(1))).max(DOUBTED_MIN)
 }
 
 /// The hosts that are late, or were found dead less than `bound` ago.

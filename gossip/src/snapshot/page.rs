@@ -125,7 +125,7 @@ impl<'a> Page<'a> {
     /// Adds what counts of a host and what is newer; returns its length, about.
     fn add(&mut self, node_id: &'a str, track: &Track, chitchat: &'a Chitchat, now: Instant) -> usize {
         let accepted = track.accepted();
-        let silent_ms = track.silent_since().map(|since| milliseconds(since, now));
+        let silent_ms = track.unheard_since().map(|since| milliseconds(since, now));
         let lowest = accepted.map_or(0, |accepted| accepted.generation);
         // The lowest of all addresses: every generation from this one on is behind it.
         let first = ChitchatId::new(node_id, lowest, (Ipv4Addr::UNSPECIFIED, 0).into());

@@ -75,7 +75,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         if self.gossip.is_some() {
             self.young.extend(new.fresh.into_iter().map(|key| (key, now)));
         }
-        let of_region = |view: &View| (view.whole, view.cut_off, view.twin);
+        let of_region = |view: &View| (view.whole, view.stale, view.cut_off, view.twin);
         touched.all |= of_region(old) != of_region(&self.followed);
         touched.networks.extend(new.networks);
         if new.hosts {
@@ -183,7 +183,8 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         }
         let had: BTreeSet<NetworkId> =
             self.desired.networks.keys().filter_map(|network| network.parse().ok()).collect();
-        let prune = if self.view.whole && !self.view.cut_off { Prune::All } else { Prune::HoldRemote };
+        let known = self.view.whole && !self.view.stale && !self.view.cut_off;
+        let prune = if known { Prune::All } else { Prune::HoldRemote };
         let is_touched = |network: &NetworkId| touched.all || touched.networks.contains(network);
         let concerned: Vec<NetworkId> = own.keys().chain(&had).filter(|n| is_touched(n)).copied().collect();
         if concerned.is_empty() && self.want.borrow().prune == prune {
