@@ -5,6 +5,7 @@ mod follower;
 mod host;
 mod weather;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,6 +67,8 @@ pub struct Cluster {
     pub weather: Weather,
     /// Somebody in the region lies.
     pub lied_to: bool,
+    /// When an observer, by its number, last heard another one for so long that it must believe it lives.
+    pub heard: BTreeMap<(usize, usize), Instant>,
     region: Region,
     thresholds: Thresholds,
     epoch_ns: u64,
@@ -81,6 +84,7 @@ impl Cluster {
             books: Books::new(),
             weather: Weather::new(MemoryNetwork::new()),
             lied_to: false,
+            heard: BTreeMap::new(),
             region: "simulated".parse()?,
             thresholds: thresholds(),
             epoch_ns,

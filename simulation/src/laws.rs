@@ -21,6 +21,7 @@ use crate::cluster::Cluster;
 pub fn each_step(cluster: &mut Cluster) -> anyhow::Result<()> {
     cluster.collect()?;
     standing::introduce(cluster);
+    standing::living_hosts_answer(cluster).context("law broken: a live host never leaves DNS")?;
     claims::fresh_claims_are_free(cluster).context("law 2 broken: in calm no conflict arises")?;
     claims::conflicts_cost_one_move(cluster).context("law 3 broken: one re-address per conflict")?;
     attach::ends_in_time(cluster).context("law 7 broken: an attach ends in time")?;
@@ -33,7 +34,7 @@ pub fn each_step(cluster: &mut Cluster) -> anyhow::Result<()> {
 pub fn at_any_time(cluster: &mut Cluster) -> anyhow::Result<()> {
     each_step(cluster)?;
     names::follow_the_view(cluster).context("law broken: a zone answers as its view says")?;
-    standing::living_hosts_answer(cluster).context("law broken: a live host never leaves DNS")?;
+    standing::hear(cluster);
     standing::dead_hosts_do_not(cluster).context("law broken: a dead host leaves DNS in time")?;
     reach::no_wrong_container(cluster).context("law 4 broken: no frame reaches a wrong container")?;
     reach::paths_stay(cluster).context("law broken: a path stays as long as its ends")
@@ -49,6 +50,7 @@ pub async fn once_quiet(cluster: &mut Cluster) -> anyhow::Result<()> {
     names::are_those_promised(cluster)
         .context("law broken: names are those of the members on hosts that answer")?;
     kernels::follow(cluster).await.context("law broken: the kernel is the projection of the view")?;
+    kernels::know_the_members(cluster).context("law broken: a kernel has what its agent was told")?;
     kernels::leak_nothing(cluster).context("law broken: nothing is left of what is gone")?;
     reach::everybody_is_reached(cluster).context("law broken: every member reaches every other")
 }

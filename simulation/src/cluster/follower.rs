@@ -142,12 +142,16 @@ fn fingerprint_of_names(zone: &Zone) -> u64 {
 
 fn describe(snapshot: &Snapshot, seen: u64) -> String {
     let view = &snapshot.view;
+    let silent = view.hosts.iter().filter(|(_, host)| !host.standing.answers());
+    let silent: Vec<String> = silent.map(|(id, host)| format!("{id} {}", host.standing.as_str())).collect();
+    let silent = if silent.is_empty() { String::new() } else { format!(" ({})", silent.join(", ")) };
     format!(
-        "{} of {} hosts answer, {} members{}{}{} ({seen:016x})",
+        "{} of {} hosts answer{silent}, {} members{}{}{}{} ({seen:016x})",
         view.answering().count(),
         view.hosts.len(),
         view.members().count(),
         if view.whole { "" } else { ", not whole" },
+        if view.stale { ", stale" } else { "" },
         if view.cut_off { ", cut off" } else { "" },
         if view.twin.is_some() { ", fenced" } else { "" },
     )

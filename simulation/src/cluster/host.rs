@@ -52,8 +52,8 @@ pub struct Host {
     pub starts: Vec<Instant>,
     /// Whether its agent has had the time to meet everybody since its start.
     pub introduced: bool,
-    /// When it was last up for so long that everybody who hears it believes it.
-    pub believed: Option<Instant>,
+    /// Since when its agent, that runs, is in the region.
+    pub joined: Option<Instant>,
     /// When somebody last changed its kernel behind its back, or its kernel last refused something.
     pub meddled: Option<Instant>,
     /// How long its disk takes for an entry, and when it last took so long and does not any more.
@@ -229,7 +229,7 @@ impl Host {
             life: Life::New,
             starts: Vec::new(),
             introduced: false,
-            believed: None,
+            joined: None,
             meddled: None,
             disk: Vec::new(),
             wiped: None,
@@ -265,11 +265,6 @@ impl Host {
     pub fn is_forgotten(&self) -> bool {
         let bound = Timings::of(INTERVAL).detection + GONE + FORGET;
         matches!(self.life, Life::Crashed(at) | Life::Scrapped(at) if at.elapsed() > bound)
-    }
-
-    /// Whether it was believed to live less than `bound` ago: starting over and over is no life.
-    pub fn believed_within(&self, bound: Duration) -> bool {
-        self.believed.is_some_and(|at| at.elapsed() < bound)
     }
 
     /// Since when its agent runs.
@@ -359,7 +354,7 @@ impl Host {
     }
 
     pub(super) fn ended(&mut self, life: Life) {
-        self.agent = None;
+        (self.agent, self.joined) = (None, None);
         self.life = life;
     }
 

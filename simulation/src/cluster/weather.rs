@@ -7,6 +7,9 @@ use std::time::Duration;
 use gossip::memory::{Link, MemoryNetwork};
 use tokio::time::Instant;
 
+/// More loss than this, and silence may be mistaken for death.
+const LOSS_MAX: f64 = 0.11;
+
 /// The network's faults, with what the laws need to know of them.
 pub struct Weather {
     /// The network itself.
@@ -23,6 +26,10 @@ pub struct Weather {
     slow: BTreeMap<usize, Duration>,
     /// When any link last changed.
     last: Option<Instant>,
+    /// When what was held up or kept from arriving last could arrive after all.
+    released: Option<Instant>,
+    /// When so many messages last were lost that silence may be mistaken for death.
+    lossy: Option<Instant>,
     /// When anything but a join last happened that may move a judge or hide a claim.
     stirred: Instant,
 }
@@ -37,6 +44,8 @@ impl Weather {
             changed: BTreeMap::new(),
             slow: BTreeMap::new(),
             last: None,
+            released: None,
+            lossy: None,
             stirred: Instant::now(),
         }
     }
@@ -62,9 +71,13 @@ impl Weather {
         self.sky != Link::default() || !self.slow.is_empty()
     }
 
-    /// Which share of all messages never arrives.
-    pub fn loss(&self) -> f64 {
-        if self.sky.loss_delay.is_none() { self.sky.loss } else { 0.0 }
+    /// Whether so many messages are lost that silence may be mistaken for death, or were less than `bound` ago.
+    pub fn is_lossy_within(&self, bound: Duration) -> bool {
+        self.is_lossy() || self.lossy.is_some_and(|at| at.elapsed() < bound)
+    }
+
+    fn is_lossy(&self) -> bool {
+        self.sky.loss_delay.is_none() && self.sky.loss > LOSS_MAX
     }
 
     /// Lets nothing pass from one machine to another.
@@ -84,6 +97,7 @@ impl Weather {
         self.whole_since.get_or_insert_with(Instant::now);
         for (from, to) in std::mem::take(&mut self.cuts) {
             self.change(from, to);
+            self.released = Some(Instant::now());
         }
     }
 
@@ -96,8 +110,11 @@ impl Weather {
     /// From now on all links are so.
     pub fn set_sky(&mut self, sky: Link) {
         self.network.set_links(sky.clone());
+        if self.is_lossy() {
+            self.lossy = Some(Instant::now());
+        }
         self.sky = sky;
-        self.last = Some(Instant::now());
+        (self.last, self.released) = (Some(Instant::now()), Some(Instant::now()));
         self.stir();
     }
 
@@ -110,19 +127,13 @@ impl Weather {
             self.network.set_slow(at, Some(longer));
             self.slow.insert(host, longer);
         }
-        self.last = Some(Instant::now());
+        (self.last, self.released) = (Some(Instant::now()), Some(Instant::now()));
         self.stir();
     }
 
     /// Whether messages pass both ways between two machines.
     pub fn is_open(&self, a: usize, b: usize) -> bool {
         !self.cuts.contains(&(a, b)) && !self.cuts.contains(&(b, a))
-    }
-
-    /// Whether messages passed both ways between two machines less than `bound` ago.
-    pub fn was_open_within(&self, a: usize, b: usize, bound: Duration) -> bool {
-        let changed = self.changed.get(&(a.min(b), a.max(b)));
-        self.is_open(a, b) || changed.is_some_and(|at| at.elapsed() < bound)
     }
 
     /// Since when messages pass both ways between two machines, of which neither is slow; none while not.
@@ -134,6 +145,11 @@ impl Weather {
     /// Since when messages pass between any two machines; none while they do not.
     pub fn whole_since(&self) -> Option<Instant> {
         self.whole_since
+    }
+
+    /// When what was held up or kept from arriving last could arrive after all: words of the dead among it.
+    pub fn last_release(&self) -> Option<Instant> {
+        self.released
     }
 
     /// When any link last changed.

@@ -1,14 +1,18 @@
 //! Kernels: what stands is what should stand.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddrV4};
 
 use anyhow::ensure;
 use netplumb::kernel::Kernel as _;
+use netplumb::observed::{ObservedNetwork, ObservedPeer};
 use netplumb::plan::{Prune, diff};
+use netplumb::state::{Key, Mac, Vtep};
 use node::claims::Ledger;
 use node::project;
 
-use crate::cluster::Cluster;
+use super::claims::{Seen, holders};
+use crate::cluster::{Cluster, Host};
 
 /// A plan on an unchanged world is empty.
 pub async fn follow(cluster: &Cluster) -> anyhow::Result<()> {
@@ -19,11 +23,62 @@ pub async fn follow(cluster: &Cluster) -> anyhow::Result<()> {
         let desired = project::desired(&snapshot.view, &ledger, &host.here(), own, |_| false);
         let ours = project::ours(snapshot.journal.in_kernel());
         let observed = host.kernel.observe(&ours).await?;
-        let plan = diff(&observed, &desired, &ours, Prune::All);
+        let prune = if snapshot.view.stale { Prune::HoldRemote } else { Prune::All };
+        let plan = diff(&observed, &desired, &ours, prune);
         ensure!(plan.ops.is_empty(), "{} has still to do {:#?}", host.label(), plan.ops);
     }
     Ok(())
 }
+
+/// Rows, neighbours and peers are those of the members that hold their address, and no others: worked out here,
+/// from records alone.
+pub fn know_the_members(cluster: &Cluster) -> anyhow::Result<()> {
+    for (_, host, snapshot) in cluster.live().filter(|(_, _, snapshot)| !snapshot.view.stale) {
+        let mut told: BTreeMap<String, Vec<(Seen<'_>, Vtep)>> = BTreeMap::new();
+        for seen in holders(&snapshot.view).into_values() {
+            let Some(its) = snapshot.view.hosts.get(seen.host).map(|its| &its.records.host) else { continue };
+            let end = Vtep { address: its.vtep, port: its.port };
+            told.entry(seen.network.to_string()).or_default().push((seen, end));
+        }
+        for (name, network) in &host.kernel.state().networks {
+            knows(host, network, told.get(name).map_or(&[], Vec::as_slice))?;
+        }
+    }
+    Ok(())
+}
+
+fn knows(host: &Host, network: &ObservedNetwork, told: &[(Seen<'_>, Vtep)]) -> anyhow::Result<()> {
+    let key = |seen: &Seen<'_>| Key(seen.record.key.0);
+    let remote = told.iter().filter(|(seen, _)| *seen.host != host.id);
+    let rows = remote.map(|(seen, end)| (Mac::of_key(&key(seen)), BTreeSet::from([*end])));
+    let (label, rows) = (host.label(), rows.collect::<BTreeMap<_, _>>());
+    if let Some(fabric) = &network.fabric {
+        ensure!(fabric.rows == rows, "{label} has the rows {:?}, and was told {rows:?}", fabric.rows);
+    }
+    for (member, stands) in &network.members {
+        let others = || told.iter().map(|(seen, _)| seen).filter(|seen| seen.member.as_str() != member);
+        let peer = |seen: &Seen<'_>| {
+            let allowed = [Some(IpAddr::V4(seen.record.address)), seen.record.address6.map(IpAddr::V6)];
+            let endpoint = Some(SocketAddrV4::new(seen.record.address, WIREGUARD_PORT));
+            (key(seen), ObservedPeer { endpoint, allowed: allowed.into_iter().flatten().collect() })
+        };
+        if let Some(device) = stands.inside.as_ref().and_then(|inside| inside.device.as_ref()) {
+            let peers: BTreeMap<_, _> = others().map(peer).collect();
+            ensure!(device.peers == peers, "{label}: {member} has {:?}, and not {peers:?}", device.peers);
+        }
+        if let Some(binding) = &stands.binding {
+            let near = others().map(|seen| (seen.record.address, Mac::of_key(&key(seen)))).collect();
+            ensure!(
+                binding.neighbours == near,
+                "{label}: {member} has {:?}, not {near:?}",
+                binding.neighbours
+            );
+        }
+    }
+    Ok(())
+}
+
+const WIREGUARD_PORT: u16 = 51820;
 
 /// On a machine whose agent runs stands what was promised there, and nothing else.
 pub fn leak_nothing(cluster: &Cluster) -> anyhow::Result<()> {

@@ -196,13 +196,12 @@ fn is_steady(cluster: &Cluster, promise: &Promise) -> bool {
 /// How long a kernel may be other than it should be after somebody meddled with it.
 const MENDED_WITHIN: Duration = Duration::from_secs(65);
 
-/// Whether a host may have given up another one, or been told wrongly of it by a copy of it or a liar.
+/// Whether a host may have given up another one, or been told wrongly of it by a copy of one of them or a liar.
 fn is_given_up(cluster: &Cluster, host: usize, other: usize) -> bool {
-    let there = &cluster.hosts[other];
-    let copied = cluster.hosts.iter().any(|host| host.copy);
-    let cut = cluster.weather.whole_since().is_none_or(|at| at.elapsed() < MENDED_WITHIN);
-    let long_cut = cut && !cluster.weather.was_open_within(host, other, GONE);
-    copied || cluster.lied_to || long_cut || !there.believed_within(GONE)
+    let named = [&cluster.hosts[host].id, &cluster.hosts[other].id];
+    let copied = cluster.hosts.iter().any(|copy| copy.copy && named.contains(&&copy.id));
+    let heard = cluster.heard.get(&(host, other));
+    copied || cluster.lied_to || host != other && heard.is_none_or(|at| at.elapsed() >= GONE)
 }
 
 /// Once quiet a packet from each member to each other's address ends in that one's container.

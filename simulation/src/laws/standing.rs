@@ -10,40 +10,40 @@ use crate::cluster::{Cluster, Host, INTERVAL, Life, timings};
 /// How long a start asks around.
 const GREETS: Duration = Duration::from_secs(2);
 
-/// How long after a start, or after a link was mended, a host may still be unheard: it asks around, is found by
-/// chance, and is live for five intervals before it is believed again.
-fn heard_within(host: &Host) -> Duration {
-    host.start_delay_max() + GREETS + timings().detection + timings().hold + 4 * INTERVAL
+/// How long after its join, or after a link was mended, a host may still be unheard: it is found by chance, and
+/// is live for five intervals before it is believed again.
+fn heard_within() -> Duration {
+    timings().detection + timings().hold + 4 * INTERVAL
 }
 
-/// Notes who has had the time to be believed, and to meet everybody, since its start.
+/// Notes who has joined, and who has had the time to meet everybody since.
 pub fn introduce(cluster: &mut Cluster) {
     let open = cluster.weather.whole_since();
     for host in &mut cluster.hosts {
-        let Some(up) = host.up_since() else { continue };
-        if up.elapsed() >= heard_within(host) {
-            host.believed = Some(Instant::now());
-        }
-        let Some(open) = open else { continue };
-        host.introduced |= up.max(open) + heard_within(host) <= Instant::now();
+        let joined = host.snapshot().is_some_and(|snapshot| snapshot.unjoined.is_none());
+        host.joined = joined.then(|| host.joined.unwrap_or_else(Instant::now));
+        let (Some(joined), Some(open)) = (host.joined, open) else { continue };
+        host.introduced |= joined.max(open) + heard_within() <= Instant::now();
     }
 }
 
-/// More loss than this, and silence may be mistaken for death.
-const LOSS_MAX: f64 = 0.11;
+/// Notes who must believe whom.
+pub fn hear(cluster: &mut Cluster) {
+    let hosts = cluster.hosts.len();
+    let pairs = (0..hosts).flat_map(|observer| (0..hosts).map(move |other| (observer, other)));
+    let heard: Vec<(usize, usize)> = pairs.filter(|(a, b)| is_heard(cluster, *a, *b)).collect();
+    cluster.heard.extend(heard.into_iter().map(|pair| (pair, Instant::now())));
+}
 
-/// A host whose agent runs, and hears and is heard by another one, answers to that one at all times; one that
-/// said goodbye does for as long as it asked to.
+/// A host whose agent runs, and hears and is heard by another one, answers to that one at all times, whatever
+/// becomes of the others.
 pub fn living_hosts_answer(cluster: &Cluster) -> anyhow::Result<()> {
-    // While links change far away, chance can keep two hosts from each other longer than silence is believed.
-    let changed = cluster.weather.last_change().is_some_and(|at| at.elapsed() < 2 * timings().detection);
-    if changed || cluster.weather.loss() > LOSS_MAX {
+    if cluster.weather.is_lossy_within(heard_within()) {
         return Ok(());
     }
-    let twins: Vec<bool> = cluster.hosts.iter().map(|host| has_twin(cluster, host)).collect();
-    for (observer, host, snapshot) in cluster.live().filter(|(number, ..)| !twins[*number]) {
+    for (observer, host, snapshot) in cluster.live() {
         for (number, other) in cluster.hosts.iter().enumerate() {
-            if number == observer || twins[number] || !is_heard(cluster, observer, number) {
+            if !is_heard(cluster, observer, number) {
                 continue;
             }
             let seen = snapshot.view.hosts.get(&other.id);
@@ -74,34 +74,31 @@ fn has_twin(cluster: &Cluster, host: &Host) -> bool {
 /// Whether `observer` has had the time to hear of `other`, and still must.
 fn is_heard(cluster: &Cluster, observer: usize, other: usize) -> bool {
     let (observing, observed) = (&cluster.hosts[observer], &cluster.hosts[other]);
-    let Some(open_since) = cluster.weather.open_since(observer, other) else { return false };
-    let Some(since) = observing.up_since() else { return false };
-    // Two that have never met do not find each other while both are cut off from the seeds.
-    // Near chitchat's wall the region lets nobody new in.
-    let joined = |host: &Host| host.snapshot().is_none_or(|snapshot| snapshot.unjoined.is_none());
-    if !observing.introduced || !observed.introduced || !joined(observing) || !joined(observed) {
+    if observer == other || has_twin(cluster, observing) || has_twin(cluster, observed) {
         return false;
     }
-    let long_enough = |at: Instant, bound: Duration| at.elapsed() >= bound;
-    let heard = long_enough(since, heard_within(observing))
-        && open_since.is_none_or(|at| long_enough(at, heard_within(observing)));
-    match observed.life {
-        Life::Up(up) => heard && long_enough(up, heard_within(observed)),
-        _ => false,
-    }
+    // Two that have never met do not find each other while both are cut off from the seeds.
+    let met = observing.introduced && observed.introduced;
+    let (Some(open), Some(here), Some(there)) =
+        (cluster.weather.open_since(observer, other), observing.joined, observed.joined)
+    else {
+        return false;
+    };
+    met && open.max(Some(here)).max(Some(there)).is_some_and(|at| at.elapsed() >= heard_within())
 }
 
 /// A host that ended without a word is out of answers after the detection bound, but for an agent that hears
 /// nobody: that one keeps what it has.
 pub fn dead_hosts_do_not(cluster: &Cluster) -> anyhow::Result<()> {
-    let rough = if cluster.weather.is_rough() { 2 } else { 1 };
-    let bound = rough * timings().detection + 2 * INTERVAL;
     for (observer, host, snapshot) in cluster.live().filter(|(_, host, _)| !has_twin(cluster, host)) {
         // Until it has joined an agent goes by what it last knew.
         let joined = host.up_since().map(|up| up + host.start_delay_max() + GREETS);
-        let since = joined.max(cluster.weather.last_change());
-        for other in cluster.hosts.iter().filter(|other| !is_there(cluster, other)) {
+        let since = joined.max(cluster.weather.last_release());
+        for (number, other) in cluster.hosts.iter().enumerate().filter(|(_, h)| !is_there(cluster, h)) {
             let Some(dead_since) = dead_since(cluster, other) else { continue };
+            // What comes late, or by others alone, comes irregularly.
+            let rough = cluster.weather.is_rough() || !cluster.weather.is_open(observer, number);
+            let bound = if rough { 2 } else { 1 } * timings().detection + 2 * INTERVAL;
             let late = Some(dead_since).max(since).is_some_and(|at| at + bound < Instant::now());
             if !late || hears_nobody(cluster, observer) {
                 continue;
@@ -142,6 +139,9 @@ pub fn everybody_is_in(cluster: &Cluster) -> anyhow::Result<()> {
         ensure!(snapshot.unjoined.is_none(), "{} has not joined: {:?}", host.label(), snapshot.unjoined);
         let view = &snapshot.view;
         ensure!(view.whole, "{} has no whole view", host.label());
+        // What it wrote down of one that is dead for good nobody may be there to confirm.
+        let dead = view.hosts.values().any(|other| !other.standing.answers());
+        ensure!(!view.stale || dead, "{} knows somebody from its disk alone", host.label());
         ensure!(view.twin.is_none(), "{} is fenced", host.label());
         let alone = snapshots.len() == 1;
         ensure!(!view.cut_off || alone, "{} is cut off", host.label());
