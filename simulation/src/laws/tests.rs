@@ -22,6 +22,7 @@ async fn region() -> Cluster {
     }
     let network = NetworkId::random();
     sleep(Duration::from_secs(10)).await;
+    at_any_time(&mut cluster).unwrap();
     for host in 0..HOSTS {
         cluster.attach(host, network, AppId::random(), "web".parse().unwrap(), Choice::None).unwrap();
     }
@@ -59,10 +60,13 @@ async fn a_dead_host_that_answers() {
 #[tokio::test(start_paused = true)]
 async fn a_live_host_that_does_not() {
     let mut cluster = region().await;
-    let life = cluster.hosts[1].life;
-    cluster.crash(1);
+    // The books know nothing of it.
+    for other in [0, 2] {
+        let (here, there) = (cluster.hosts[1].address, cluster.hosts[other].address);
+        cluster.weather.network.cut(here, there);
+        cluster.weather.network.cut(there, here);
+    }
     sleep(Duration::from_secs(8)).await;
-    cluster.hosts[1].life = life;
     let error = at_any_time(&mut cluster).unwrap_err();
     assert!(format!("{error:#}").contains("a live host never leaves DNS"), "{error:#}");
 }
@@ -175,6 +179,8 @@ async fn a_row_that_is_missing() {
     missing(&mut cluster);
     let error = super::kernels::follow(&cluster).await.unwrap_err();
     assert!(error.to_string().contains("has still to do"), "{error:#}");
+    let error = super::kernels::know_the_members(&cluster).unwrap_err();
+    assert!(error.to_string().contains("has the rows"), "{error:#}");
     let error = super::reach::everybody_is_reached(&cluster).unwrap_err();
     assert!(error.to_string().contains("None gets it"), "{error:#}");
 }
