@@ -108,7 +108,7 @@ pub struct Life {
     /// The newest generation, and when it became known while the host was in answers.
     generation: u64,
     born: Instant,
-    /// The last heartbeat of a live generation with that generation, and when it came.
+    /// The highest heartbeat of a live generation with that generation, and when it came.
     heartbeat: Option<(u64, u64)>,
     heard: Instant,
     /// Since when chitchat has found it live without a break.
@@ -197,7 +197,8 @@ impl Life {
             }
         }
         let heartbeat = sign.live.map(|generation| (generation, sign.heartbeat));
-        if heartbeat.is_some() && heartbeat != self.heartbeat {
+        // An older generation that outlives the newest one in chitchat says nothing new.
+        if heartbeat > self.heartbeat {
             (self.heartbeat, self.heard) = (heartbeat, now);
         }
         self.live_since = heartbeat.and_then(|_| self.live_since.or(Some(now)));
@@ -313,7 +314,12 @@ mod tests {
             &[(11.5, Answering), (12.2, Late), (15.1, Answering)],
         );
         // 33: however long chitchat waits for the next heartbeat, the detection bound (6 s) ends it.
-        check(&[(0.0, Live(1)), (10.0, Mute(1))], &[(15.9, Late), (16.1, Dead), (60.0, Dead)]);
+        check(&[(0.0, Live(1)), (10.0, Mute(1))], &[(15.8, Late), (16.0, Dead), (60.0, Dead)]);
+        // 33: nor does an older generation that chitchat has not given up yet.
+        check(
+            &[(0.0, Live(1)), (10.0, Live(2)), (14.0, Live(1))],
+            &[(16.0, Late), (19.8, Late), (20.0, Dead), (60.0, Dead)],
+        );
         // 35: a host restored from disk that never speaks is dead, then gone, and nothing else.
         check(&[(0.0, Silent(1))], &[(6.0, Dead), (905.9, Dead), (906.0, Gone), (5000.0, Gone)]);
         // 36: back in answers after five intervals (2.5 s) of being live again.
