@@ -156,6 +156,7 @@ impl Cluster {
             running.stop().await;
         }
         self.hosts[host].ended(Life::Away(Instant::now()));
+        self.hosts[host].goodbye = Some(Instant::now());
         self.weather.stir();
     }
 

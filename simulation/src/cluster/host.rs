@@ -54,6 +54,8 @@ pub struct Host {
     pub introduced: bool,
     /// Since when its agent, that runs, is in the region.
     pub joined: Option<Instant>,
+    /// When its last agent to be in the region said goodbye; none since another one of its name is in.
+    pub goodbye: Option<Instant>,
     /// When somebody last changed its kernel behind its back, or its kernel last refused something.
     pub meddled: Option<Instant>,
     /// How long its disk takes for an entry, and when it last took so long and does not any more.
@@ -230,6 +232,7 @@ impl Host {
             starts: Vec::new(),
             introduced: false,
             joined: None,
+            goodbye: None,
             meddled: None,
             disk: Vec::new(),
             wiped: None,

@@ -1,11 +1,13 @@
 //! Who answers: live hosts always, dead hosts not for long. Live is whose agent runs and can be heard.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::ensure;
+use gossip::id::HostId;
 use tokio::time::Instant;
 
-use crate::cluster::{Cluster, Host, INTERVAL, Life, timings};
+use crate::cluster::{AWAY, Cluster, Host, INTERVAL, Life, timings};
 
 /// How long a start asks around.
 const GREETS: Duration = Duration::from_secs(2);
@@ -19,9 +21,11 @@ fn heard_within() -> Duration {
 /// Notes who has joined, and who has had the time to meet everybody since.
 pub fn introduce(cluster: &mut Cluster) {
     let open = cluster.weather.whole_since();
+    let is_in = |host: &Host| host.snapshot().is_some_and(|snapshot| snapshot.unjoined.is_none());
+    let joined: BTreeSet<HostId> = cluster.hosts.iter().filter(|h| is_in(h)).map(|h| h.id.clone()).collect();
     for host in &mut cluster.hosts {
-        let joined = host.snapshot().is_some_and(|snapshot| snapshot.unjoined.is_none());
-        host.joined = joined.then(|| host.joined.unwrap_or_else(Instant::now));
+        host.joined = is_in(host).then(|| host.joined.unwrap_or_else(Instant::now));
+        host.goodbye = host.goodbye.filter(|_| !joined.contains(&host.id));
         let (Some(joined), Some(open)) = (host.joined, open) else { continue };
         host.introduced |= joined.max(open) + heard_within() <= Instant::now();
     }
@@ -110,14 +114,15 @@ pub fn dead_hosts_do_not(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// When the last agent of its name ended without a word.
+/// When the last agent of its name ended without a word, or the time ends that the last word asked for.
 fn dead_since(cluster: &Cluster, host: &Host) -> Option<Instant> {
-    let named = cluster.hosts.iter().filter(|other| other.id == host.id);
-    let ends = named.map(|other| match other.life {
+    let named = || cluster.hosts.iter().filter(|other| other.id == host.id);
+    let ends = named().map(|other| match other.life {
         Life::Crashed(at) | Life::Scrapped(at) => Some(at),
         _ => None,
     });
-    ends.max().flatten()
+    let away = named().filter_map(|other| other.goodbye).map(|at| at + AWAY).max();
+    ends.max().flatten().map(|end| away.map_or(end, |away| end.max(away)))
 }
 
 /// Whether an agent of its name runs.
