@@ -102,7 +102,7 @@ impl Stage {
             chronicle.look(&self.cluster);
         }
         if Instant::now() < self.full {
-            return laws::each_step(&mut self.cluster);
+            return laws::each_second(&mut self.cluster);
         }
         self.full = Instant::now() + FULL;
         laws::at_any_time(&mut self.cluster)

@@ -54,6 +54,8 @@ pub struct Host {
     pub introduced: bool,
     /// Since when its agent, that runs, is in the region.
     pub joined: Option<Instant>,
+    /// Whether another machine has its name: then one of the two is not let in.
+    pub twin: bool,
     /// When its last agent to be in the region said goodbye; none since another one of its name is in.
     pub goodbye: Option<Instant>,
     /// When somebody last changed its kernel behind its back, or its kernel last refused something.
@@ -233,6 +235,7 @@ impl Host {
             introduced: false,
             joined: None,
             goodbye: None,
+            twin: false,
             meddled: None,
             disk: Vec::new(),
             wiped: None,

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddrV4};
 
 use anyhow::ensure;
+use gossip::id::NetworkId;
 use netplumb::kernel::Kernel as _;
 use netplumb::observed::{ObservedNetwork, ObservedPeer};
 use netplumb::plan::{Prune, diff};
@@ -35,12 +36,14 @@ pub async fn follow(cluster: &Cluster) -> anyhow::Result<()> {
 pub fn know_the_members(cluster: &Cluster) -> anyhow::Result<()> {
     for (_, host, snapshot) in cluster.live().filter(|(_, _, snapshot)| !snapshot.view.stale) {
         let mut told: BTreeMap<String, Vec<(Seen<'_>, Vtep)>> = BTreeMap::new();
-        for seen in holders(&snapshot.view).into_values() {
+        let state = host.kernel.state();
+        let stands = |network: &NetworkId| state.networks.contains_key(&network.to_string());
+        for seen in holders(&snapshot.view, stands).into_values() {
             let Some(its) = snapshot.view.hosts.get(seen.host).map(|its| &its.records.host) else { continue };
             let end = Vtep { address: its.vtep, port: its.port };
             told.entry(seen.network.to_string()).or_default().push((seen, end));
         }
-        for (name, network) in &host.kernel.state().networks {
+        for (name, network) in &state.networks {
             knows(host, network, told.get(name).map_or(&[], Vec::as_slice))?;
         }
     }

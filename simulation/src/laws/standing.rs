@@ -1,6 +1,6 @@
 //! Who answers: live hosts always, dead hosts not for long. Live is whose agent runs and can be heard.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -23,7 +23,12 @@ pub fn introduce(cluster: &mut Cluster) {
     let open = cluster.weather.whole_since();
     let is_in = |host: &Host| host.snapshot().is_some_and(|snapshot| snapshot.unjoined.is_none());
     let joined: BTreeSet<HostId> = cluster.hosts.iter().filter(|h| is_in(h)).map(|h| h.id.clone()).collect();
+    let mut machines: BTreeMap<HostId, usize> = BTreeMap::new();
+    for host in cluster.hosts.iter().filter(|host| !matches!(host.life, Life::New | Life::Scrapped(_))) {
+        *machines.entry(host.id.clone()).or_default() += 1;
+    }
     for host in &mut cluster.hosts {
+        host.twin = machines.get(&host.id).is_some_and(|machines| *machines > 1);
         host.joined = is_in(host).then(|| host.joined.unwrap_or_else(Instant::now));
         host.goodbye = host.goodbye.filter(|_| !joined.contains(&host.id));
         let (Some(joined), Some(open)) = (host.joined, open) else { continue };
@@ -65,20 +70,10 @@ pub fn living_hosts_answer(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether another machine has its name: then one of the two is not let in.
-fn has_twin(cluster: &Cluster, host: &Host) -> bool {
-    cluster
-        .hosts
-        .iter()
-        .filter(|other| other.id == host.id && !matches!(other.life, Life::New | Life::Scrapped(_)))
-        .count()
-        > 1
-}
-
 /// Whether `observer` has had the time to hear of `other`, and still must.
 fn is_heard(cluster: &Cluster, observer: usize, other: usize) -> bool {
     let (observing, observed) = (&cluster.hosts[observer], &cluster.hosts[other]);
-    if observer == other || has_twin(cluster, observing) || has_twin(cluster, observed) {
+    if observer == other || observing.twin || observed.twin {
         return false;
     }
     // Two that have never met do not find each other while both are cut off from the seeds.
@@ -94,7 +89,7 @@ fn is_heard(cluster: &Cluster, observer: usize, other: usize) -> bool {
 /// A host that ended without a word is out of answers after the detection bound, but for an agent that hears
 /// nobody: that one keeps what it has.
 pub fn dead_hosts_do_not(cluster: &Cluster) -> anyhow::Result<()> {
-    for (observer, host, snapshot) in cluster.live().filter(|(_, host, _)| !has_twin(cluster, host)) {
+    for (observer, host, snapshot) in cluster.live().filter(|(_, host, _)| !host.twin) {
         // Until it has joined an agent goes by what it last knew.
         let joined = host.up_since().map(|up| up + host.start_delay_max() + GREETS);
         let since = joined.max(cluster.weather.last_release());
