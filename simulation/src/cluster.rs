@@ -21,11 +21,11 @@ use tokio::time::Instant;
 #[cfg(test)]
 pub use books::lock;
 pub use books::{Answered, Attempt, Books, End, Promise};
-pub use host::{Choice, Host, Life, Role};
+pub use host::{Choice, Host, Life, Role, SEEDS};
 pub use weather::Weather;
 
 use crate::history::History;
-use host::{Running, SEEDS};
+use host::Running;
 
 /// Gossip rounds, and with them everything that is bounded by their number.
 pub const INTERVAL: Duration = Duration::from_millis(500);
@@ -234,7 +234,7 @@ impl Cluster {
         self.hosts[host].refuse(every);
     }
 
-    /// Starts a container on a host and begins to attach it; the outcome goes into the books.
+    /// Starts a container on a host and begins to attach it so long from now; the outcome goes into the books.
     pub fn attach(
         &mut self,
         host: usize,
@@ -242,9 +242,10 @@ impl Cluster {
         app: AppId,
         process: ProcessType,
         choice: Choice,
+        then: Duration,
     ) -> anyhow::Result<()> {
         let (call, path) = self.hosts[host].start_container(network, app, process, choice);
-        self.begin(host, Attempt { host, call, path, began: Instant::now() })
+        self.begin(host, Attempt { host, call, path, began: Instant::now() + then })
     }
 
     fn begin(&mut self, host: usize, attempt: Attempt) -> anyhow::Result<()> {
@@ -253,6 +254,7 @@ impl Cluster {
         let running = running.with_context(|| format!("host {host} is not running"))?;
         let context = running.handle.context.clone();
         running.calls.spawn(async move {
+            tokio::time::sleep_until(attempt.began).await;
             let result = context.attach(attempt.call).await;
             outcome.attached(result.map(|(entry, _)| entry));
         });
@@ -335,7 +337,9 @@ mod tests {
         }
         let attach = |cluster: &mut Cluster| {
             let web = "web".parse().unwrap();
-            cluster.attach(1, NetworkId::random(), AppId::random(), web, Choice::None).unwrap();
+            cluster
+                .attach(1, NetworkId::random(), AppId::random(), web, Choice::None, Duration::ZERO)
+                .unwrap();
         };
         attach(&mut cluster);
         while cluster.books.in_flight() > 0 {

@@ -47,6 +47,8 @@ pub enum Operation {
     AttachMany(usize, Place, usize),
     /// As [`Operation::Attach`], once on each host there is, so many networks in turn from a first one on.
     AttachEverywhere(usize, usize),
+    /// As [`Operation::Attach`] on each of these hosts, so long from now.
+    AttachEach(Vec<(usize, Place, Duration)>),
     /// As [`Operation::Attach`], with a number its caller chose.
     AttachNumbered(usize, Place, u32),
     /// As [`Operation::Attach`], with an address its caller chose: the so-manieth of the subnet.

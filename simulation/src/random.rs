@@ -6,7 +6,7 @@ use rand::RngExt as _;
 use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom as _, SliceRandom as _};
 
-use crate::cluster::{GONE, Life, Role, timings};
+use crate::cluster::{GONE, Life, Role, SEEDS, timings};
 use crate::operation::{Disk, Lie, Operation, Place, Sabotage, Sky};
 use crate::stage::Stage;
 
@@ -15,6 +15,11 @@ const HOSTS: std::ops::RangeInclusive<u16> = 5..=50;
 /// Containers that a host starts with at most.
 const CONTAINERS_MAX: usize = 3;
 const NETWORKS: usize = 2;
+/// So many hosts at most are started later, while others attach.
+const MET_LATE: usize = 4;
+/// How many attaches then begin, and how many milliseconds after the start: about when it joins.
+const RUSHING: usize = 16;
+const RUSH: std::ops::Range<u64> = 3..14;
 /// A member younger than this may not be known elsewhere yet.
 const YOUNG: Duration = Duration::from_secs(5);
 
@@ -28,6 +33,7 @@ pub fn hosts(rng: &mut SmallRng) -> u16 {
 /// Plays a scenario that the seed draws: a region starts and fills, is disturbed for about `lasting`, heals.
 pub async fn play(stage: &mut Stage, rng: &mut SmallRng, lasting: Duration) -> anyhow::Result<()> {
     begin(stage, rng).await?;
+    rush(stage, rng).await?;
     let end = stage.cluster.history.elapsed() + lasting;
     while stage.cluster.history.elapsed() < end {
         let burst = rng.random_range(1..=4);
@@ -40,8 +46,12 @@ pub async fn play(stage: &mut Stage, rng: &mut SmallRng, lasting: Duration) -> a
         if rng.random_bool(0.1) {
             stage.play([Operation::Heal, Operation::Settle]).await?;
         }
+        if rng.random_bool(0.1) {
+            contest(stage, rng).await?;
+        }
     }
     stage.play([Operation::Heal, Operation::Settle]).await?;
+    rush(stage, rng).await?;
     if rng.random_bool(0.4) {
         bury(stage, rng).await?;
     }
@@ -59,9 +69,50 @@ async fn bury(stage: &mut Stage, rng: &mut SmallRng) -> anyhow::Result<()> {
     stage.play([Operation::Heal, Operation::Settle]).await
 }
 
+/// In calm a host joins, and while the others come to hear of it, they attach members of one app: then judges
+/// change places, and must not give one thing twice.
+async fn rush(stage: &mut Stage, rng: &mut SmallRng) -> anyhow::Result<()> {
+    let new = choose(stage, rng, |host| stage.cluster.hosts[host].life == Life::New);
+    let (Some(new), app) = (new, place(rng)) else { return Ok(()) };
+    let attach = |rng: &mut SmallRng| {
+        let place = Place { worker: rng.random_bool(0.5), ..app };
+        Some((up(stage, rng)?, place, Duration::from_millis(rng.random_range(RUSH))))
+    };
+    let attaches = (0..RUSHING).filter_map(|_| attach(rng)).collect();
+    let calm = Operation::Wait(2 * timings().hold + YOUNG);
+    stage.play([calm, Operation::AttachEach(attaches), Operation::Start(new), Operation::Settle]).await
+}
+
+/// Two halves find each other dead, and give the same addresses and numbers, to other apps. They meet again.
+async fn contest(stage: &mut Stage, rng: &mut SmallRng) -> anyhow::Result<()> {
+    let mut hosts: Vec<usize> = (0..stage.cluster.hosts.len()).collect();
+    hosts.shuffle(rng);
+    let (here, there) = hosts.split_at(hosts.len() / 2);
+    let split = Operation::Split(vec![here.to_vec(), there.to_vec()]);
+    stage.play([split, Operation::Wait(timings().detection)]).await?;
+    let (network, number) = (rng.random_range(0..NETWORKS), rng.random_range(1..=6));
+    for (app, half) in [here, there].into_iter().enumerate() {
+        let place = Place { network, app, worker: false };
+        for last in 1..=2 {
+            let Some(host) =
+                choose(stage, rng, |host| half.contains(&host) && stage.cluster.hosts[host].is_up())
+            else {
+                continue;
+            };
+            stage.perform(&Operation::AttachAt(host, place, last)).await?;
+            stage.perform(&Operation::AttachNumbered(host, Place { app: 0, ..place }, number)).await?;
+        }
+    }
+    stage.play([Operation::Wait(timings().hold + Duration::from_secs(1)), Operation::Mend]).await
+}
+
 async fn begin(stage: &mut Stage, rng: &mut SmallRng) -> anyhow::Result<()> {
     let mut hosts: Vec<usize> = (0..stage.cluster.hosts.len()).collect();
     hosts.shuffle(rng);
+    // Without the seeds nobody meets.
+    let late = rng.random_range(0..=MET_LATE);
+    let late: Vec<usize> = hosts.iter().copied().filter(|host| *host >= SEEDS.into()).take(late).collect();
+    hosts.retain(|host| !late.contains(host));
     let at_once = rng.random_bool(0.5);
     for host in hosts {
         if rng.random_bool(0.1) {

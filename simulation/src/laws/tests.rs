@@ -24,7 +24,9 @@ async fn region() -> Cluster {
     sleep(Duration::from_secs(10)).await;
     at_any_time(&mut cluster).unwrap();
     for host in 0..HOSTS {
-        cluster.attach(host, network, AppId::random(), "web".parse().unwrap(), Choice::None).unwrap();
+        cluster
+            .attach(host, network, AppId::random(), "web".parse().unwrap(), Choice::None, Duration::ZERO)
+            .unwrap();
     }
     sleep(Duration::from_secs(40)).await;
     check(&mut cluster).await.unwrap();
@@ -215,7 +217,9 @@ async fn a_wrong_container() {
 async fn an_attach_without_end() {
     let mut cluster = region().await;
     cluster.hosts[0].store.slow_writes(Duration::from_secs(60));
-    cluster.attach(0, NetworkId::random(), AppId::random(), "web".parse().unwrap(), Choice::None).unwrap();
+    cluster
+        .attach(0, NetworkId::random(), AppId::random(), "web".parse().unwrap(), Choice::None, Duration::ZERO)
+        .unwrap();
     sleep(Duration::from_secs(61)).await;
     let error = at_any_time(&mut cluster).unwrap_err();
     assert!(format!("{error:#}").contains("law 7 broken"), "{error:#}");

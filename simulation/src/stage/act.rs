@@ -71,6 +71,11 @@ impl Stage {
             Operation::JumpClock(host, seconds) => cluster.hosts[host].clock.jump(seconds),
 
             Operation::Attach(host, place) => self.attach(host, place, Choice::None)?,
+            Operation::AttachEach(ref attaches) => {
+                for (host, place, then) in attaches {
+                    self.attach_in(*host, *place, Choice::None, *then)?;
+                }
+            }
             Operation::AttachMany(host, place, count) => {
                 for _ in 0..count {
                     self.attach(host, place, Choice::None)?;
@@ -133,10 +138,14 @@ impl Stage {
     }
 
     fn attach(&mut self, host: usize, place: Place, choice: Choice) -> anyhow::Result<()> {
+        self.attach_in(host, place, choice, Duration::ZERO)
+    }
+
+    fn attach_in(&mut self, host: usize, place: Place, choice: Choice, then: Duration) -> anyhow::Result<()> {
         let Place { network, app, worker } = place;
         let process = if worker { "worker" } else { "web" };
         let (network, app) = (self.network(network), self.apps[app]);
-        self.cluster.attach(host, network, app, process.parse()?, choice)
+        self.cluster.attach(host, network, app, process.parse()?, choice, then)
     }
 
     /// The network of a number; most scripts get along with those there are.
@@ -218,7 +227,7 @@ impl Stage {
             let entry = &self.cluster.books.promises[&member].entry;
             let (app, process) = (entry.app, entry.process.clone());
             self.cluster.detach(&member)?;
-            self.cluster.attach(host, id, app, process, Choice::None)?;
+            self.cluster.attach(host, id, app, process, Choice::None, Duration::ZERO)?;
         }
         Ok(())
     }
