@@ -2,6 +2,7 @@
 //! things.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use gossip::id::{HostId, MemberId, NetworkId};
@@ -115,25 +116,24 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         _ = reply.send(moved);
     }
 
-    fn give(&mut self, mut entry: Entry, address: Option<std::net::Ipv4Addr>, ordinal: Option<u32>) {
-        let member = entry.member.clone();
+    fn give(&mut self, entry: Entry, address: Option<Ipv4Addr>, ordinal: Option<u32>) {
+        let (member, old) = (entry.member.clone(), entry);
+        let entry = moved(old.clone(), address, ordinal, self.ledger.next_counter());
         if let Some(address) = address {
-            let old = std::mem::replace(&mut entry.address, address);
+            let old = old.address;
             tracing::warn!(%member, %old, new = %address, "address was contested: re-addressed");
             self.events.note(
                 EventKind::Readdressed,
                 format!("{member} in {}: {old} became {address}", entry.network),
             );
-            entry.address6 = entry.address6.map(|_| project::address6(entry.network, address));
             self.metrics.conflict("address");
         }
         if let Some(ordinal) = ordinal {
-            let old = entry.ordinal.replace(ordinal).unwrap_or_default();
+            let old = old.ordinal.unwrap_or_default();
             let what = format!("{member} in {}: {old}.{} became {ordinal}", entry.network, entry.process);
             self.events.note(EventKind::Renumbered, what);
             self.metrics.conflict("ordinal");
         }
-        entry.counter = self.ledger.next_counter();
         self.change(entry);
     }
 
@@ -165,5 +165,62 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         let followed = Arc::clone(&self.followed);
         self.ledger.open(network, &followed);
         Desk { ledger: &self.ledger, bench: &self.bench, grants: &mut self.grants, now: Instant::now() }
+    }
+}
+
+/// A member with other things. A new address is a new claim. A new number leaves the claim of the
+/// address as old as it is: were it younger, both members of a conflict could lose the address.
+fn moved(mut entry: Entry, address: Option<Ipv4Addr>, ordinal: Option<u32>, counter: u64) -> Entry {
+    if let Some(address) = address {
+        entry.address = address;
+        entry.address6 = entry.address6.map(|_| project::address6(entry.network, address));
+        entry.counter = counter;
+    }
+    entry.ordinal = ordinal.or(entry.ordinal);
+    entry
+}
+
+#[cfg(test)]
+mod tests {
+    use gossip::record::{MemberState, NetworkRecord, PublicKey};
+    use netplumb::state::{NetnsRef, PrivateKey};
+
+    use super::*;
+    use crate::claims::DEFAULT_SUBNET;
+
+    fn entry() -> Entry {
+        Entry {
+            member: "00000000000000aa".parse().unwrap(),
+            container: "c".into(),
+            network: NetworkId::random(),
+            claim: NetworkRecord { counter: 1, vni: 42, subnet: DEFAULT_SUBNET, unknown: Default::default() },
+            app: gossip::id::AppId::random(),
+            process: "web".parse().unwrap(),
+            ordinal: Some(2),
+            ordinal_chosen: false,
+            netns: NetnsRef { path: "/run/netns/c".into(), cookie: 1 },
+            inode: 1,
+            boot: "b".into(),
+            ifname: "wg0".into(),
+            address: Ipv4Addr::new(10, 240, 0, 1),
+            address6: None,
+            private_key: PrivateKey([1; 32]),
+            public_key: PublicKey(PrivateKey([1; 32]).public().0),
+            state: MemberState::Ready,
+            counter: 7,
+        }
+    }
+
+    #[test]
+    fn a_new_number_leaves_the_claim_of_the_address_as_old_as_it_is() {
+        let other = Ipv4Addr::new(10, 240, 0, 9);
+        for (address, ordinal, claim) in [
+            (None, Some(3), (entry().address, Some(3), 7)),
+            (Some(other), None, (other, Some(2), 50)),
+            (Some(other), Some(3), (other, Some(3), 50)),
+        ] {
+            let moved = moved(entry(), address, ordinal, 50);
+            assert_eq!((moved.address, moved.ordinal, moved.counter), claim);
+        }
     }
 }

@@ -56,6 +56,13 @@ pub fn number(seen: Seen<'_>) -> Option<Number<'_>> {
     Some((seen.network, seen.record.app, &seen.record.process, seen.record.ordinal?))
 }
 
+/// The addresses that several live members of a view have.
+pub fn contested(view: &View) -> BTreeSet<(NetworkId, Ipv4Addr)> {
+    let mut once = BTreeSet::new();
+    let things = live(view).map(|seen| (seen.network, seen.record.address));
+    things.filter(|thing| !once.insert(*thing)).collect()
+}
+
 /// Who holds each number of some networks in a view.
 pub fn numbered(view: &View, wanted: impl Fn(&NetworkId) -> bool) -> BTreeMap<Number<'_>, Seen<'_>> {
     let mut numbered = BTreeMap::new();

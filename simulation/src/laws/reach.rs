@@ -12,7 +12,7 @@ use netplumb::observed::{Observed, ObservedFabric, ObservedMember, port_name};
 use netplumb::state::{Key, Mac};
 use tokio::time::Instant;
 
-use super::claims::holders;
+use super::claims::{contested, holders};
 use crate::cluster::{Cluster, GONE, Life, Promise};
 
 /// Every kernel there is, as frames find it.
@@ -158,6 +158,12 @@ pub fn no_wrong_container(cluster: &Cluster) -> anyhow::Result<()> {
 /// the other host is gone, or somebody meddles with a kernel.
 pub fn paths_stay(cluster: &mut Cluster) -> anyhow::Result<()> {
     let underlay = Underlay::of(cluster);
+    let contested: BTreeMap<usize, _> =
+        cluster.live().map(|(number, _, snapshot)| (number, contested(&snapshot.view))).collect();
+    let is_contested = |host: usize, promise: &Promise| {
+        let thing = (promise.entry.network, promise.entry.address);
+        contested.get(&host).is_some_and(|things| things.contains(&thing))
+    };
     let mut now = BTreeMap::new();
     for (from, sender) in &cluster.books.promises {
         let network = sender.entry.network.to_string();
@@ -165,6 +171,13 @@ pub fn paths_stay(cluster: &mut Cluster) -> anyhow::Result<()> {
             cluster.books.promises.iter().filter(|(_, other)| other.entry.network == sender.entry.network);
         for (to, receiver) in others.filter(|_| is_steady(cluster, sender)) {
             if !is_steady(cluster, receiver) || is_given_up(cluster, sender.host, receiver.host) {
+                continue;
+            }
+            // A conflict means absence, on the host of either (law 4).
+            if [sender, receiver]
+                .iter()
+                .any(|p| is_contested(sender.host, p) || is_contested(receiver.host, p))
+            {
                 continue;
             }
             let (pair, address) = ((from.clone(), to.clone()), receiver.entry.address);
