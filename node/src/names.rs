@@ -10,7 +10,7 @@ use gossip::View;
 use gossip::id::NetworkId;
 use gossip::record::MemberState;
 use netplumb::state::NetnsRef;
-use resolver::{Answers, Counters, Forwarder, Listener, Scope, Sockets, Zone, ZoneMember};
+use resolver::{Answers, Counters, Forwarder, Limits, Listener, Scope, Service, Sockets, Zone, ZoneMember};
 use tokio::sync::watch;
 
 use crate::attach::{Refusal, RefusalKind};
@@ -27,8 +27,7 @@ pub type Listen = fn(&NetnsRef, SocketAddrV4) -> io::Result<Option<Sockets>>;
 pub struct Names {
     dns: Dns,
     open: Listen,
-    forwarder: Forwarder,
-    counters: Arc<Counters>,
+    service: Service,
     zones: Arc<BTreeMap<NetworkId, Arc<Zone>>>,
     /// What each zone was built from: a zone that would be the same is not built again.
     contents: BTreeMap<NetworkId, Vec<ZoneMember>>,
@@ -59,8 +58,7 @@ impl Names {
         Names {
             dns: config.dns.clone(),
             open,
-            forwarder,
-            counters: Arc::default(),
+            service: Service { forwarder, counters: Arc::default(), limits: Limits::default() },
             zones: Arc::default(),
             contents: BTreeMap::new(),
             containers: BTreeMap::new(),
@@ -75,7 +73,7 @@ impl Names {
 
     /// What the listeners counted.
     pub fn counters(&self) -> Arc<Counters> {
-        self.counters.clone()
+        self.service.counters.clone()
     }
 
     /// Opens the listener of a member's container, if it has none yet.
@@ -90,7 +88,7 @@ impl Names {
         })?;
         let networks = BTreeSet::from([entry.network]);
         let (scope, scopes) = watch::channel(Arc::new(self.scope(&networks)));
-        let serve = |sockets| Listener::serve(sockets, scopes, self.forwarder.clone(), self.counters.clone());
+        let serve = |sockets| Listener::serve(sockets, scopes, self.service.clone());
         let listener = sockets.map(serve).transpose().map_err(|error| {
             Refusal::new(RefusalKind::Failed, format!("cannot serve names in the container: {error}"))
         })?;

@@ -113,11 +113,12 @@ impl Counters {
         self.dropped[index].fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn count_duration(&self, duration: Duration) {
+    /// Counts `replies` that took `duration` each.
+    pub(crate) fn count_durations(&self, duration: Duration, replies: usize) {
         let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let bucket = DURATION_BOUNDS_US.partition_point(|bound| *bound < us);
-        self.durations[bucket].fetch_add(1, Relaxed);
-        self.duration_sum_us.fetch_add(us, Relaxed);
+        self.durations[bucket].fetch_add(replies as u64, Relaxed);
+        self.duration_sum_us.fetch_add(us.saturating_mul(replies as u64), Relaxed);
     }
 }
 
@@ -173,7 +174,7 @@ mod tests {
     fn durations_are_cumulative() {
         let counters = Counters::default();
         for us in [10, 11, 6_000_000] {
-            counters.count_duration(Duration::from_micros(us));
+            counters.count_durations(Duration::from_micros(us), 1);
         }
         let durations = counters.durations();
         assert_eq!(durations.buckets[0], (0.000_01, 1));

@@ -11,10 +11,12 @@
 
 mod answer;
 mod counters;
+mod datagrams;
 mod desk;
 #[cfg(test)]
 mod fixture;
 mod forward;
+mod limits;
 mod listener;
 mod name;
 mod odd;
@@ -31,7 +33,8 @@ mod zone;
 pub use answer::{DropReason, Outcome, Transport, answer};
 pub use counters::{Counters, Durations, Label};
 pub use forward::Forwarder;
-pub use listener::Listener;
+pub use limits::Limits;
+pub use listener::{Listener, Service};
 pub use scope::{Answers, Scope};
 pub use socket::Sockets;
 pub use upstreams::{follow_upstreams, system_upstreams};

@@ -1,27 +1,34 @@
 //! Serving one container's sockets on tokio.
 
-use crate::answer::{DropReason, Transport};
 use crate::counters::Counters;
-use crate::desk::{Desk, Next, Relay};
+use crate::desk::Desk;
 use crate::forward::Forwarder;
-use crate::question::QUERY_BYTES_MAX;
+use crate::limits::Limits;
 use crate::scope::Scope;
 use crate::socket::Sockets;
-use crate::stream;
+use crate::{datagrams, stream};
 use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 
-/// Datagrams answered before others get their turn on this thread.
-const BATCH: usize = 64;
 /// After an error that would come again at once, such as no descriptor left.
 pub(crate) const BACKOFF: Duration = Duration::from_millis(100);
+
+/// What all the listeners of a host have in common; clones share counts and limits.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Asks the upstreams.
+    pub forwarder: Forwarder,
+    /// What was done.
+    pub counters: Arc<Counters>,
+    /// What each container may take.
+    pub limits: Limits,
+}
 
 /// Serves one container's queries until it is dropped or closed.
 #[derive(Debug)]
@@ -39,8 +46,7 @@ impl Listener {
     pub fn serve(
         sockets: Sockets,
         scope: watch::Receiver<Arc<Scope>>,
-        forwarder: Forwarder,
-        counters: Arc<Counters>,
+        service: Service,
     ) -> io::Result<Listener> {
         let Sockets { udp, tcp } = sockets;
         udp.set_nonblocking(true)?;
@@ -48,9 +54,12 @@ impl Listener {
         let (held, open) = mpsc::channel(1);
         let udp = Arc::new(Held { socket: UdpSocket::from_std(udp)?, held: held.clone() });
         let tcp = Held { socket: TcpListener::from_std(tcp)?, held };
-        let desk = Desk::new(scope, forwarder, counters);
-        let tasks =
-            [tokio::spawn(serve_datagrams(udp, desk.clone())), tokio::spawn(stream::accept(tcp, desk))];
+        let limits = service.limits.clone();
+        let desk = Desk::new(scope, service);
+        let tasks = [
+            tokio::spawn(datagrams::serve(udp, desk.clone())),
+            tokio::spawn(stream::accept(tcp, desk, limits)),
+        ];
         Ok(Listener { tasks, open })
     }
 
@@ -92,73 +101,6 @@ impl<S> Deref for Held<S> {
     fn deref(&self) -> &S {
         &self.socket
     }
-}
-
-async fn serve_datagrams(socket: Arc<Held<UdpSocket>>, mut desk: Desk) {
-    let mut relays = JoinSet::new();
-    while socket.readable().await.is_ok() {
-        while relays.try_join_next().is_some() {}
-        match answer_datagrams(&socket, &mut desk, &mut relays) {
-            Ok(Left::Nothing) => {}
-            Ok(Left::Perhaps) => tokio::task::yield_now().await,
-            Err(error) => {
-                tracing::warn!(%error, "DNS socket fails");
-                tokio::time::sleep(BACKOFF).await;
-            }
-        }
-    }
-}
-
-/// Whether more datagrams wait after a batch.
-enum Left {
-    Nothing,
-    Perhaps,
-}
-
-/// Answers what has arrived, at most a batch. Its buffers live on the stack only while there is something to answer: a thousand
-/// idle containers cost nothing.
-fn answer_datagrams(
-    socket: &Arc<Held<UdpSocket>>,
-    desk: &mut Desk,
-    relays: &mut JoinSet<()>,
-) -> io::Result<Left> {
-    // One byte more than is read, so that a longer query is not taken for its beginning.
-    let mut query = [0; QUERY_BYTES_MAX + 1];
-    let mut reply = Vec::new();
-    for _ in 0..BATCH {
-        let (length, from) = match socket.try_recv_from(&mut query) {
-            Ok(received) => received,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Left::Nothing),
-            Err(error) => return Err(error),
-        };
-        if !can_be_answered(from) {
-            desk.counters().count_dropped(DropReason::Source);
-            continue;
-        }
-        match desk.answer(&query[..length], Transport::Udp, &mut reply) {
-            Next::Send if socket.try_send_to(&reply, from).is_err() => {
-                desk.counters().count_dropped(DropReason::Send)
-            }
-            Next::Send | Next::Nothing => {}
-            Next::Wait(relay) => {
-                relays.spawn(send_relayed(relay, Arc::clone(socket), from, Arc::clone(desk.counters())));
-            }
-        }
-    }
-    Ok(Left::Perhaps)
-}
-
-async fn send_relayed(relay: Relay, socket: Arc<Held<UdpSocket>>, to: SocketAddr, counters: Arc<Counters>) {
-    let relayed = relay.run().await;
-    if socket.send_to(&relayed.reply, to).await.is_err() {
-        counters.count_dropped(DropReason::Send);
-    }
-}
-
-/// Whether a source can be sent to without reaching anybody else.
-fn can_be_answered(from: SocketAddr) -> bool {
-    let IpAddr::V4(address) = from.ip() else { return false };
-    from.port() != 0 && !address.is_unspecified() && !address.is_broadcast() && !address.is_multicast()
 }
 
 #[cfg(test)]

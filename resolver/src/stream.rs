@@ -2,6 +2,7 @@
 
 use crate::answer::Transport;
 use crate::desk::{Desk, Next, Relayed};
+use crate::limits::Limits;
 use crate::listener::{BACKOFF, Held};
 use std::io;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -24,7 +26,7 @@ const WRITE_BYTES: usize = 16 * 1024;
 const READ_BYTES: usize = 512;
 
 /// Accepts connections for ever.
-pub(crate) async fn accept(listener: Held<TcpListener>, desk: Desk) {
+pub(crate) async fn accept(listener: Held<TcpListener>, desk: Desk, limits: Limits) {
     let started = Instant::now();
     let mut tasks = JoinSet::new();
     let mut connections: Vec<Connection> = Vec::new();
@@ -42,9 +44,11 @@ pub(crate) async fn accept(listener: Held<TcpListener>, desk: Desk) {
         if connections.len() >= CONNECTIONS_MAX {
             evict(&mut connections);
         }
+        // Where the whole host has no room the connection ends here, and its client asks again.
+        let Ok(room) = Arc::clone(&limits.connections).try_acquire_owned() else { continue };
         let activity = Activity { started, last_ms: Arc::default() };
         activity.mark();
-        let task = tasks.spawn(serve(stream, desk.clone(), activity.clone()));
+        let task = tasks.spawn(serve(stream, desk.clone(), activity.clone(), room));
         connections.push(Connection { task, activity });
     }
 }
@@ -79,7 +83,7 @@ fn evict(connections: &mut Vec<Connection>) {
 }
 
 /// Answers one connection's queries until it ends, errs or idles.
-async fn serve(stream: Held<TcpStream>, desk: Desk, activity: Activity) {
+async fn serve(stream: Held<TcpStream>, desk: Desk, activity: Activity, _room: OwnedSemaphorePermit) {
     let mut exchange =
         Exchange { stream, desk, activity, received: Vec::with_capacity(READ_BYTES), relays: JoinSet::new() };
     if let Err(error) = exchange.run().await {
@@ -129,20 +133,13 @@ impl Exchange {
         self.activity.mark();
         let had_begun = self.received.len() > read;
         let received = std::mem::take(&mut self.received);
-        let (mut rest, mut reply, mut ready) = (&received[..], Vec::new(), Vec::new());
-        while let Some((query, after)) = split_frame(rest) {
-            match self.desk.answer(query, Transport::Tcp, &mut reply) {
-                Next::Send => ready.extend(framed(&reply)),
-                Next::Wait(relay) => drop(self.relays.spawn(relay.run())),
-                Next::Nothing => {}
-            }
-            if ready.len() >= WRITE_BYTES {
-                self.write(&ready).await?;
-                ready.clear();
-            }
-            rest = after;
+        let (mut rest, mut ready) = (&received[..], Vec::new());
+        while split_frame(rest).is_some() {
+            self.desk.keep_pace().await;
+            rest = self.answer_some(rest, &mut ready);
+            self.write(&ready).await?;
+            ready.clear();
         }
-        self.write(&ready).await?;
         let answered_any = rest.len() < received.len();
         self.received.reserve(READ_BYTES.max(rest.len()));
         self.received.extend_from_slice(rest);
@@ -151,6 +148,26 @@ impl Exchange {
             (false, true) => deadline,
             (false, false) => Instant::now() + PARTIAL,
         })
+    }
+
+    /// Answers as many of the queries `received` begins with as make one write, and says what follows them.
+    fn answer_some<'r>(&mut self, received: &'r [u8], ready: &mut Vec<u8>) -> &'r [u8] {
+        let began = self.desk.begin();
+        let (mut rest, mut reply, mut queries, mut replies) = (received, Vec::new(), 0, 0);
+        while let Some((query, after)) = split_frame(rest).filter(|_| ready.len() < WRITE_BYTES) {
+            match self.desk.answer(query, Transport::Tcp, &mut reply) {
+                Next::Send => {
+                    ready.extend(framed(&reply));
+                    replies += 1;
+                }
+                Next::Wait(relay) => drop(self.relays.spawn(relay.run())),
+                Next::Nothing => {}
+            }
+            queries += 1;
+            rest = after;
+        }
+        self.desk.end(began, queries, replies);
+        rest
     }
 
     async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! A process that has no descriptor left; alone in its test binary, because the limit is the whole process's.
 
 use ipnet::Ipv4Net;
-use resolver::{Answers, Counters, Forwarder, Listener, Scope, Sockets, Zone};
+use resolver::{Answers, Counters, Forwarder, Limits, Listener, Scope, Service, Sockets, Zone};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -22,9 +22,12 @@ async fn without_descriptors_nothing_spins_and_connections_wait() {
     let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = tcp.local_addr().unwrap();
     let scope = tokio::sync::watch::channel(Arc::new(scope)).1;
-    let _listener =
-        Listener::serve(Sockets { udp, tcp }, scope, Forwarder::none(), Arc::new(Counters::default()))
-            .unwrap();
+    let service = Service {
+        forwarder: Forwarder::none(),
+        counters: Arc::new(Counters::default()),
+        limits: Limits::default(),
+    };
+    let _listener = Listener::serve(Sockets { udp, tcp }, scope, service).unwrap();
 
     // The kernel accepts; we cannot. This runtime has one thread, so its CPU time is ours.
     let mut client = TcpStream::connect(address).unwrap();

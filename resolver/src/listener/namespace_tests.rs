@@ -29,7 +29,9 @@ impl Namespace {
     fn serve(&self, containers: u16) -> Listener {
         let sockets = Sockets::open(self.open().as_fd(), LISTEN).unwrap();
         let scope = watch::channel(Arc::new(scope_of(&members("worker", containers)))).1;
-        Listener::serve(sockets, scope, Forwarder::none(), Arc::default()).unwrap()
+        let service =
+            Service { forwarder: Forwarder::none(), counters: Arc::default(), limits: Limits::default() };
+        Listener::serve(sockets, scope, service).unwrap()
     }
 
     /// Header flags, addresses and size of what dig sees.

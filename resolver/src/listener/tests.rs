@@ -5,7 +5,7 @@ use crate::desk::IN_FLIGHT_MAX;
 use crate::fixture::{APP, Ask, NETWORK, Z, members, read_whole, scope_of};
 use crate::records::rtype;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
@@ -22,6 +22,10 @@ struct Served {
 }
 
 fn serve(forwarder: Forwarder) -> Served {
+    serve_within(Limits::default(), forwarder)
+}
+
+fn serve_within(limits: Limits, forwarder: Forwarder) -> Served {
     let sockets = Sockets {
         udp: std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
         tcp: std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
@@ -29,7 +33,9 @@ fn serve(forwarder: Forwarder) -> Served {
     let (udp, tcp) = (sockets.udp.local_addr().unwrap(), sockets.tcp.local_addr().unwrap());
     let (scope, receiver) = watch::channel(Arc::new(scope_of(&members("web", 30))));
     let counters = Arc::new(Counters::default());
-    let listener = Listener::serve(sockets, receiver, forwarder, Arc::clone(&counters)).unwrap();
+    let listener =
+        Listener::serve(sockets, receiver, Service { forwarder, counters: Arc::clone(&counters), limits })
+            .unwrap();
     Served { listener, counters, scope, udp, tcp }
 }
 
@@ -300,16 +306,58 @@ async fn closing_closes_every_socket() {
     assert_eq!(receive_framed(&mut stream).await, None);
 }
 
-#[test]
-fn sources_that_would_reach_others_are_not_answered() {
-    for (source, expected) in [
-        ("127.0.0.1:1", true),
-        ("10.240.0.1:53", true),
-        ("127.0.0.1:0", false),
-        ("0.0.0.0:9", false),
-        ("255.255.255.255:9", false),
-        ("224.0.0.1:9", false),
-    ] {
-        assert_eq!(can_be_answered(source.parse().unwrap()), expected, "{source}");
+#[tokio::test]
+async fn a_crowd_of_datagrams_is_answered_whole() {
+    let served = serve(Forwarder::none());
+    let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    client.connect(served.udp).await.unwrap();
+    let mut query = own_name();
+    // The server shares this thread: all queries wait before it reads the first.
+    client.writable().await.unwrap();
+    for id in 0..100_u16 {
+        query[..2].copy_from_slice(&id.to_be_bytes());
+        client.try_send(&query).unwrap();
     }
+    client.try_send(b"short").unwrap();
+    let mut reply = [0; 512];
+    for id in 0..100_u16 {
+        let length = timeout(PATIENCE, client.recv(&mut reply)).await.unwrap().unwrap();
+        assert_eq!((&reply[..2], length > 400), (&id.to_be_bytes()[..], true), "query {id}");
+    }
+    assert_eq!(served.counts()["dns_dropped_total short"], 1);
+}
+
+#[tokio::test]
+async fn who_asks_too_much_waits_by_either_transport() {
+    const PER_S: u32 = 1000;
+    let served = serve_within(Limits::per_container(PER_S), Forwarder::none());
+    let started = Instant::now();
+    let mut stream = TcpStream::connect(served.tcp).await.unwrap();
+    stream.write_all(&stream::framed(&own_name()).repeat(300)).await.unwrap();
+    for _ in 0..300 {
+        receive_framed(&mut stream).await.unwrap();
+    }
+    ask_by_datagram(served.udp, &own_name()).await;
+    // 301 queries less the 100 ms that are saved up.
+    let took = started.elapsed();
+    assert!(took >= Duration::from_millis(150), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_host_without_room_ends_new_connections_only() {
+    let limits = Limits::default();
+    let served = serve_within(limits.clone(), Forwarder::none());
+    let mut early = TcpStream::connect(served.tcp).await.unwrap();
+    early.write_all(&stream::framed(&own_name())).await.unwrap();
+    assert!(receive_framed(&mut early).await.is_some());
+    let all = limits.connections.available_permits();
+    let taken = limits.connections.try_acquire_many(all as u32).unwrap();
+    let mut late = TcpStream::connect(served.tcp).await.unwrap();
+    assert_eq!(receive_framed(&mut late).await, None);
+    early.write_all(&stream::framed(&own_name())).await.unwrap();
+    assert!(receive_framed(&mut early).await.is_some());
+    drop(taken);
+    let mut again = TcpStream::connect(served.tcp).await.unwrap();
+    again.write_all(&stream::framed(&own_name())).await.unwrap();
+    assert!(receive_framed(&mut again).await.is_some());
 }
