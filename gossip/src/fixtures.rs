@@ -35,6 +35,7 @@ pub(crate) fn member(number: u32) -> Record {
         address: Ipv4Addr::from_bits(Ipv4Addr::new(10, 240, 0, 0).to_bits() + number),
         address6: None,
         key: PublicKey([7; 32]),
+        ports: Vec::new(),
         unknown: Default::default(),
     };
     Record::Member(NETWORK.parse().unwrap(), id, record)

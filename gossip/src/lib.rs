@@ -22,6 +22,7 @@ pub mod memory;
 mod merge;
 mod own;
 mod packed;
+pub mod port;
 mod queue;
 pub mod quic;
 pub mod record;

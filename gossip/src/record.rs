@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
+use crate::port::Port;
 
 /// The record format this build writes, and the newest it reads.
 pub const FORMAT: u32 = 1;
@@ -120,9 +121,20 @@ pub struct MemberRecord {
     pub address6: Option<Ipv6Addr>,
     /// Its WireGuard public key; its MAC follows from it.
     pub key: PublicKey,
+    /// The ports it publishes, as [`Port`]s are written; text, so that one a newer version invents does not take
+    /// the member with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<String>,
     /// Fields of newer versions.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
+}
+
+impl MemberRecord {
+    /// The published ports that this version can read.
+    pub fn ports(&self) -> impl Iterator<Item = Port> {
+        self.ports.iter().filter_map(|port| port.parse().ok())
+    }
 }
 
 /// One record with the key it is published under.
@@ -378,6 +390,29 @@ mod tests {
             assert_eq!(Record::decode("a", key, value), Ok(record));
             assert!(key.len() <= KEY_BYTES_MAX && value.len() <= VALUE_BYTES_MAX);
         }
+    }
+
+    #[test]
+    fn a_port_of_a_newer_version_is_passed_on_and_left_out() {
+        let value = MEM.replace("\"}", r#"","ports":["tcp/3000:http","sctp/9"]}"#);
+        let key = format!("mem/{NETWORK}/0000000000000005");
+        let record = Record::decode("a", &key, &value).unwrap();
+        assert_eq!(record.encode(), value);
+        let Record::Member(_, _, record) = record else { panic!("{record:?}") };
+        assert_eq!(record.ports().map(|port| port.to_string()).collect::<Vec<_>>(), ["tcp/3000:http"]);
+    }
+
+    #[test]
+    fn the_longest_member_fits() {
+        let Record::Member(network, id, mut record) = member(5) else { panic!("a member") };
+        record.ports = vec!["udp/65535:abcdefghijklmno".into(); crate::port::PORTS_MAX];
+        record.counter = COUNTER_MAX - 1;
+        record.ordinal = Some(1_000_000);
+        record.ordinal_chosen = true;
+        record.process = "p".repeat(63).parse().unwrap();
+        record.address6 = Some("fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff".parse().unwrap());
+        let bytes = Record::Member(network, id, record).encode().len();
+        assert!(bytes <= VALUE_BYTES_MAX, "{bytes}");
     }
 
     #[test]

@@ -122,6 +122,7 @@ pub fn member(number: u32) -> Record {
         address: Ipv4Addr::from_bits(Ipv4Addr::new(10, 240, 0, 0).to_bits() + number),
         address6: None,
         key: PublicKey([7; 32]),
+        ports: Vec::new(),
         unknown: Default::default(),
     };
     Record::Member(network, id, record)

@@ -326,6 +326,7 @@ fn told(config: &Config, snapshot: &Snapshot, entry: &Entry, applied: Applied) -
             ("WARREN_DOMAIN".into(), domain),
             ("WARREN_ADDRESS".into(), entry.address.to_string()),
         ]),
+        ports: entry.ports.clone(),
         names: project::names(&app, entry.process.as_str(), entry.ordinal, entry.network, &config.dns.zone),
         applied: applied.applied,
         missing: applied.missing,

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
+use gossip::port::{PORTS_MAX, Port};
 use ipnet::{IpNet, Ipv4Net};
 use netplumb::kernel::Container;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,9 @@ pub struct Request {
     /// The address, when the caller has chosen one.
     #[serde(default)]
     pub address: Option<Ipv4Addr>,
+    /// The ports it publishes: SRV records.
+    #[serde(default)]
+    pub ports: Vec<Port>,
     /// The container's namespace.
     pub netns: Netns,
     /// Milliseconds to wait for the other hosts; 250 when not given.
@@ -96,6 +100,9 @@ pub struct Attached {
     pub dns: Resolv,
     /// What belongs into its environment.
     pub env: BTreeMap<String, String>,
+    /// The ports it publishes.
+    #[serde(default)]
+    pub ports: Vec<Port>,
     /// The names it is found by.
     pub names: Vec<String>,
     /// Other hosts of the network that have it in their kernel.
@@ -199,6 +206,9 @@ fn check_request(call: &Call) -> Result<(), Refusal> {
     if call.request.ordinal.is_some_and(|n| n == 0 || n > 1_000_000) {
         return malformed("ordinal is not 1 to 1000000".into());
     }
+    if call.request.ports.len() > PORTS_MAX {
+        return malformed(format!("{} published ports: at most {PORTS_MAX}", call.request.ports.len()));
+    }
     if let Some(name) = &call.request.ifname {
         let fits = !name.is_empty()
             && name.len() <= IFNAME_BYTES_MAX
@@ -281,6 +291,7 @@ mod tests {
                 ordinal,
                 ifname: ifname.map(Into::into),
                 address: None,
+                ports: Vec::new(),
                 netns: Netns::Path("/run/netns/x".into()),
                 wait_ms: None,
             },

@@ -9,6 +9,7 @@ use blake2::Blake2b;
 use blake2::digest::{Digest as _, consts::U8};
 use gossip::View;
 use gossip::id::{HostId, NetworkId, Region};
+use gossip::port::Port;
 use gossip::record::{MemberRecord, MemberState};
 use gossip::standing::Standing;
 use gossip::view::Host;
@@ -77,6 +78,7 @@ pub fn record(entry: &Entry) -> MemberRecord {
         address: entry.address,
         address6: entry.address6,
         key: entry.public_key,
+        ports: entry.ports.iter().map(Port::to_string).collect(),
         unknown: BTreeMap::new(),
     }
 }
@@ -227,17 +229,39 @@ pub fn zone_members(view: &View, ledger: &Ledger, network: NetworkId) -> Vec<Zon
             ordinal: record.ordinal.filter(|_| !ledger.ordinal_contested(&key, record)),
             address: record.address,
             address6: record.address6,
+            ports: record
+                .ports()
+                .map(|port| resolver::Port {
+                    service: port.service(),
+                    protocol: port.protocol.as_str(),
+                    number: port.number.get(),
+                })
+                .collect(),
+            facts: facts(&key, record),
             late: matches!(standing, Standing::Late | Standing::Dead),
         });
     }
     members
 }
 
+/// What a TXT record tells a person of a member.
+fn facts(key: &MemberKey, record: &MemberRecord) -> Vec<String> {
+    let (host, _, member) = key;
+    let ports = record.ports.iter().map(|port| format!("port={port}"));
+    [format!("member={member}"), format!("host={host}"), format!("address={}", record.address)]
+        .into_iter()
+        .chain(ports)
+        .collect()
+}
+
 /// A SOA serial that is equal wherever the zone is: 32 bits of a hash of what it answers.
 pub fn serial(members: &[ZoneMember]) -> u32 {
     let mut lines: Vec<String> = members
         .iter()
-        .map(|m| format!("{}/{}/{:?}/{}/{:?}", m.app, m.process, m.ordinal, m.address, m.address6))
+        .map(|m| {
+            let ports: Vec<_> = m.ports.iter().map(|p| (&p.service, p.protocol, p.number)).collect();
+            format!("{}/{}/{:?}/{}/{:?}/{ports:?}", m.app, m.process, m.ordinal, m.address, m.address6)
+        })
         .collect();
     lines.sort();
     let hash: [u8; 8] = Blake2b::<U8>::digest(lines.join("\n")).into();

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
+use gossip::port::Port;
 use gossip::record::{MemberState, NetworkRecord, PublicKey};
 use gossip::{KnownHost, View};
 use netplumb::state::{NetnsRef, PrivateKey};
@@ -59,6 +60,9 @@ pub struct Entry {
     /// Its public half: deriving it takes a scalar multiplication, and every look at the journal
     /// needs it.
     pub public_key: PublicKey,
+    /// The ports it publishes.
+    #[serde(default)]
+    pub ports: Vec<Port>,
     /// Where in its life it is.
     pub state: MemberState,
     /// The counter of the claim.
@@ -336,6 +340,7 @@ mod tests {
             address6: None,
             private_key: PrivateKey([7; 32]),
             public_key: PublicKey(PrivateKey([7; 32]).public().0),
+            ports: vec!["tcp/3000:http".parse().unwrap()],
             state: MemberState::Ready,
             counter: 3,
         }

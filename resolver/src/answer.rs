@@ -114,6 +114,9 @@ fn answer_inside(
         (Content::NameServer, rtype::A | rtype::ANY) => {
             reply.answer_one(rtype::A, &scope.name_server().octets());
         }
+        (Content::Node(node), rtype::SRV | rtype::ANY) if !node.services.is_empty() => {
+            reply.answer_services(&node.services, rng);
+        }
         _ => match records(content, question.rtype) {
             Some(records) => reply.answer(records, rng),
             None => {
@@ -133,6 +136,7 @@ fn records<'c>(content: &'c Content<'_>, asked: u16) -> Option<&'c RecordSet> {
     let records = match (content, asked) {
         (Content::Node(node), rtype::A | rtype::ANY) => &node.a,
         (Content::Node(node), rtype::AAAA) => &node.aaaa,
+        (Content::Node(node), rtype::TXT) => &node.txt,
         (Content::Pointer(records), rtype::PTR | rtype::ANY) => records,
         _ => return None,
     };
@@ -151,5 +155,7 @@ fn denying(question: &Question<'_>, scope: &Scope, authority: Authority) -> Auth
 
 #[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod service_tests;
 #[cfg(test)]
 mod tests;

@@ -24,6 +24,8 @@ pub(crate) fn member(app: &str, process: &str, ordinal: u32, address: [u8; 4]) -
         ordinal,
         address: address.into(),
         address6: None,
+        ports: Vec::new(),
+        facts: Vec::new(),
         late: false,
     }
 }

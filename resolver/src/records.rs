@@ -10,7 +10,9 @@ pub(crate) mod rtype {
     pub(crate) const NS: u16 = 2;
     pub(crate) const SOA: u16 = 6;
     pub(crate) const PTR: u16 = 12;
+    pub(crate) const TXT: u16 = 16;
     pub(crate) const AAAA: u16 = 28;
+    pub(crate) const SRV: u16 = 33;
     pub(crate) const OPT: u16 = 41;
     pub(crate) const DS: u16 = 43;
     pub(crate) const IXFR: u16 = 251;
@@ -21,9 +23,9 @@ pub(crate) mod rtype {
 /// The Internet class.
 pub(crate) const CLASS_IN: u16 = 1;
 /// A compression pointer (RFC 1035 §4.1.4) to the question's name, which follows the 12-byte header.
-const OWNER: [u8; 2] = [0xc0, 0x0c];
+pub(crate) const OWNER: [u8; 2] = [0xc0, 0x0c];
 /// Bytes of a record before its data: owner pointer, type, class, TTL, length.
-const FIXED_BYTES: usize = 12;
+pub(crate) const FIXED_BYTES: usize = 12;
 /// Up to here every order of the records is equally likely; above, only where the sequence starts is random:
 /// shuffling 1,022 records costs more than all the rest of a reply.
 const SHUFFLED_MAX: usize = 64;
@@ -50,8 +52,23 @@ impl RecordSet {
 
     /// One PTR record whose target is `target`, a whole wire name.
     pub(crate) fn ptr(ttl_s: u32, target: &[u8]) -> RecordSet {
-        let mut wire = Vec::with_capacity(FIXED_BYTES + target.len());
-        push_record(&mut wire, OWNER, rtype::PTR, ttl_s, target);
+        RecordSet::one(rtype::PTR, ttl_s, target)
+    }
+
+    /// One TXT record of these strings (RFC 1035 §3.3.14), each cut to its first 255 bytes.
+    pub(crate) fn txt(ttl_s: u32, texts: &[String]) -> RecordSet {
+        let mut data = Vec::new();
+        for text in texts {
+            let text = &text.as_bytes()[..text.len().min(usize::from(u8::MAX))];
+            data.push(text.len() as u8);
+            data.extend_from_slice(text);
+        }
+        RecordSet::one(rtype::TXT, ttl_s, &data)
+    }
+
+    fn one(rtype: u16, ttl_s: u32, data: &[u8]) -> RecordSet {
+        let mut wire = Vec::with_capacity(FIXED_BYTES + data.len());
+        push_record(&mut wire, OWNER, rtype, ttl_s, data);
         RecordSet { record_bytes: wire.len(), wire: wire.into_boxed_slice(), prompt: 1 }
     }
 

@@ -4,6 +4,7 @@ use crate::answer::Transport;
 use crate::question::{Edns, OPT_BYTES};
 use crate::records::{RecordSet, push_record, rtype};
 use crate::scope::{Authority, HEADER_BYTES, NAME_SERVER_LABEL, Scope};
+use crate::services::Services;
 use rand::Rng;
 
 /// Response codes (IANA "DNS RCODEs").
@@ -30,11 +31,15 @@ const UDP_BYTES_MAX: u16 = 1232;
 /// UDP payload without EDNS (RFC 1035 §4.2.1); smaller ones count as this (RFC 6891 §6.2.3).
 const UDP_BYTES_MIN: u16 = 512;
 
+/// Compression pointers have 14 bits.
+const POINTED_MAX: usize = 1 << 14;
+
 /// A section of a message.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Section {
     Answer,
     Authority,
+    Additional,
 }
 
 /// A reply being written: sections in their order, then [`Reply::finish`].
@@ -45,8 +50,8 @@ pub(crate) struct Reply<'o> {
     end: usize,
     authoritative: bool,
     truncated: bool,
-    answers: usize,
-    authorities: usize,
+    /// Records so far, by section.
+    counts: [u16; 3],
 }
 
 impl<'o> Reply<'o> {
@@ -65,7 +70,7 @@ impl<'o> Reply<'o> {
             (Transport::Udp, Some(edns)) => edns.payload_bytes.clamp(UDP_BYTES_MIN, UDP_BYTES_MAX),
         };
         let end = usize::from(limit) - edns.map_or(0, |_| OPT_BYTES);
-        Reply { out, edns, end, authoritative: false, truncated: false, answers: 0, authorities: 0 }
+        Reply { out, edns, end, authoritative: false, truncated: false, counts: [0; 3] }
     }
 
     /// Says that the reply comes from our own zone.
@@ -77,8 +82,24 @@ impl<'o> Reply<'o> {
     pub(crate) fn answer(&mut self, records: &RecordSet, rng: &mut impl Rng) {
         let room = self.end.saturating_sub(self.out.len());
         let appended = records.append(self.out, room, rng);
-        self.answers += appended;
+        self.counts[Section::Answer as usize] += appended as u16;
         self.truncated |= appended < records.len();
+    }
+
+    /// Answers with SRV records, and with their targets' addresses as far as there is room (RFC 2782).
+    pub(crate) fn answer_services(&mut self, services: &Services, rng: &mut impl Rng) {
+        let appended = services.append(self.out, self.end, rng);
+        self.counts[Section::Answer as usize] += appended.len() as u16;
+        self.truncated |= appended.len() < services.len();
+        for (target, address) in appended.into_iter().flatten() {
+            // Beyond, no pointer reaches it (RFC 1035 §4.1.4).
+            if target < POINTED_MAX {
+                self.push(Section::Additional, |out| {
+                    let owner = pointer(target as u16);
+                    push_record(out, owner, rtype::A, NEGATIVE_TTL_S, &address.octets());
+                });
+            }
+        }
     }
 
     /// Answers with one record owned by the question's name.
@@ -108,8 +129,8 @@ impl<'o> Reply<'o> {
     /// Completes header and OPT record.
     pub(crate) fn finish(self, rcode: u16) {
         let echoed_question = u16::from(self.out.len() > HEADER_BYTES);
-        let counts =
-            [echoed_question, self.answers as u16, self.authorities as u16, u16::from(self.edns.is_some())];
+        let [answers, authorities, additional] = self.counts;
+        let counts = [echoed_question, answers, authorities, additional + u16::from(self.edns.is_some())];
         if let Some(edns) = self.edns {
             // The extended response code, version 0, DO as it came (RFC 3225 §3).
             let ttl = u32::from(rcode >> 4) << 24 | u32::from(edns.dnssec_ok) << 15;
@@ -154,11 +175,10 @@ impl<'o> Reply<'o> {
         record(self.out);
         if self.out.len() > self.end {
             self.out.truncate(start);
-            self.truncated = true;
-        } else if section == Section::Answer {
-            self.answers += 1;
+            // What is only additional is not missed (RFC 2181 §9).
+            self.truncated |= section != Section::Additional;
         } else {
-            self.authorities += 1;
+            self.counts[section as usize] += 1;
         }
     }
 }

@@ -1,15 +1,16 @@
 //! The names of one network, encoded once.
 
+mod draft;
+
 use crate::name::{self, Suffix};
 use crate::records::RecordSet;
 use crate::reverse::Reverse;
+use crate::services::{Port, Services};
+use draft::Draft;
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
-
-/// The process type an application's bare name stands for.
-const DEFAULT_PROCESS: &str = "web";
 
 /// One container's attachment to the network, as its names need it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +25,10 @@ pub struct ZoneMember {
     pub address: Ipv4Addr,
     /// Its unique local address, where IPv6 is on.
     pub address6: Option<Ipv6Addr>,
+    /// The ports it publishes.
+    pub ports: Vec<Port>,
+    /// What a TXT record at its own name tells a person, as `key=value`.
+    pub facts: Vec<String>,
     /// Its host has not been heard of for a while: it comes last in every answer.
     pub late: bool,
 }
@@ -61,7 +66,8 @@ pub enum ZoneError {
 /// The names of one network; immutable, built whole whenever the network changes.
 ///
 /// With `Z` the zone: `<app>.<network>.Z` and `<type>.<app>.<network>.Z` hold every container of the type (`web`
-/// for the former), `<n>.<type>.<app>.<network>.Z` one container.
+/// for the former), `<n>.<type>.<app>.<network>.Z` one container. `_<service>._<protocol>` before any of these
+/// holds who of them publishes the service, and where.
 #[derive(Debug)]
 pub struct Zone {
     network: String,
@@ -77,6 +83,8 @@ pub struct Zone {
 pub(crate) struct Node {
     pub(crate) a: RecordSet,
     pub(crate) aaaa: RecordSet,
+    pub(crate) txt: RecordSet,
+    pub(crate) services: Services,
 }
 
 /// A name and everything it resolves to.
@@ -109,30 +117,11 @@ impl Zone {
         members: &[ZoneMember],
     ) -> Result<Zone, ZoneError> {
         let suffix = parse_suffix(&format!("{network}.{zone}"))?;
-        let mut drafts = BTreeMap::from([(Vec::new(), Draft::default())]);
-        let mut targets = BTreeMap::new();
+        let mut draft = Draft::new(suffix);
         for member in members {
-            let labels = MemberLabels::new(member)?;
-            let target = suffix.below(labels.own()).ok_or(ZoneError::TooLong(member.address))?;
-            let first = targets.entry(member.address).or_insert_with(|| target.clone());
-            if target < *first {
-                *first = target;
-            }
-            drafts.entry(labels.app.clone()).or_default();
-            for name in labels.held() {
-                drafts.entry(name).or_default().add(member);
-            }
+            draft.add(member)?;
         }
-        Ok(Zone {
-            network: network.to_owned(),
-            suffix,
-            serial,
-            names: drafts
-                .into_iter()
-                .map(|(name, draft)| (name.into(), Arc::new(draft.encode(ttl_s))))
-                .collect(),
-            reverse: Reverse::new(subnet, ttl_s, &targets),
-        })
+        Ok(draft.encode(network, ttl_s, serial, subnet))
     }
 
     /// The network's name, `pn-<uuid>`.
@@ -191,65 +180,6 @@ fn sort_key(labels: &[&str]) -> Vec<(u32, String)> {
     labels.iter().rev().map(|label| (label.parse().unwrap_or(0), (*label).to_owned())).collect()
 }
 
-/// The labels of a member's names, in wire form without the network's.
-struct MemberLabels {
-    app: Vec<u8>,
-    process: Vec<u8>,
-    ordinal: Option<Vec<u8>>,
-    is_default: bool,
-}
-
-impl MemberLabels {
-    fn new(member: &ZoneMember) -> Result<MemberLabels, ZoneError> {
-        let below = |label: &str, parent: &[u8]| {
-            let mut wire = Vec::new();
-            name::push_label(&mut wire, label)
-                .ok_or_else(|| ZoneError::Label { address: member.address, label: label.to_owned() })?;
-            wire.extend_from_slice(parent);
-            Ok(wire)
-        };
-        let app = below(&member.app, &[])?;
-        let process = below(&member.process, &app)?;
-        let ordinal = match member.ordinal {
-            Some(0) => return Err(ZoneError::Ordinal(member.address)),
-            Some(ordinal) => Some(below(&ordinal.to_string(), &process)?),
-            None => None,
-        };
-        let is_default = member.process.eq_ignore_ascii_case(DEFAULT_PROCESS);
-        Ok(MemberLabels { app, process, ordinal, is_default })
-    }
-
-    /// The name that says most about the member.
-    fn own(&self) -> &[u8] {
-        self.ordinal.as_ref().unwrap_or(&self.process)
-    }
-
-    /// Every name the member's addresses stand at.
-    fn held(self) -> impl Iterator<Item = Vec<u8>> {
-        [self.is_default.then_some(self.app), Some(self.process), self.ordinal].into_iter().flatten()
-    }
-}
-
-/// A node while its members are gathered: each address and whether all that hold it are late.
-#[derive(Default)]
-struct Draft {
-    a: BTreeMap<Ipv4Addr, bool>,
-    aaaa: BTreeMap<Ipv6Addr, bool>,
-}
-
-impl Draft {
-    fn add(&mut self, member: &ZoneMember) {
-        *self.a.entry(member.address).or_insert(true) &= member.late;
-        if let Some(address6) = member.address6 {
-            *self.aaaa.entry(address6).or_insert(true) &= member.late;
-        }
-    }
-
-    fn encode(self, ttl_s: u32) -> Node {
-        Node { a: RecordSet::a(ttl_s, &self.a), aaaa: RecordSet::aaaa(ttl_s, &self.aaaa) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -263,6 +193,8 @@ mod tests {
             ordinal,
             address: Ipv4Addr::new(10, 240, 0, last),
             address6: None,
+            ports: Vec::new(),
+            facts: Vec::new(),
             late: false,
         }
     }

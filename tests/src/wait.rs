@@ -35,6 +35,11 @@ pub fn want(holds: bool, seen: impl Debug) -> Result<(), String> {
     if holds { Ok(()) } else { Err(format!("{seen:?}")) }
 }
 
+/// Now.
+pub fn clock() -> Instant {
+    Instant::now()
+}
+
 /// How long `work` takes.
 pub fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     let started = Instant::now();

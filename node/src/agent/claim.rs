@@ -105,6 +105,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 .then(|| project::address6(network, address)),
             public_key: PublicKey(private_key.public().0),
             private_key,
+            ports: request.ports,
             state: MemberState::Joining,
             counter: self.ledger.next_counter(),
         };

@@ -164,6 +164,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             address6: record.address6,
             public_key: record.key,
             private_key: found.private_key,
+            ports: record.ports().collect(),
             state: if kept { MemberState::Ready } else { MemberState::Released },
             counter: record.counter,
         };

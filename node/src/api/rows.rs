@@ -236,6 +236,8 @@ pub struct MemberRow {
     pub address: Ipv4Addr,
     /// Its address in the ULA.
     pub address6: Option<Ipv6Addr>,
+    /// The ports it publishes.
+    pub ports: Vec<String>,
     /// Where in its life it is.
     pub state: MemberState,
     /// Whether another member holds its address or ordinal.
@@ -262,6 +264,7 @@ pub(super) async fn members<K, S: Clone>(State(served): State<Served<K, S>>) -> 
             ordinal: record.ordinal,
             address: record.address,
             address6: record.address6,
+            ports: record.ports.clone(),
             state: record.state,
             contested: record.state != MemberState::Released
                 && (ledger.address_contested(&key, record) || ledger.ordinal_contested(&key, record)),

@@ -44,6 +44,7 @@ pub fn record(counter: u64, last: u16, ordinal: Option<u32>, state: MemberState)
         address: address(last),
         address6: None,
         key: PublicKey([last as u8; 32]),
+        ports: Vec::new(),
         unknown: BTreeMap::new(),
     }
 }

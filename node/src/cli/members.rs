@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
 use gossip::id::{AppId, NetworkId, ProcessType};
+use gossip::port::Port;
 
 use super::Failure;
 use super::client::{Client, segment};
@@ -46,6 +47,9 @@ pub struct What {
     /// Its address [default: any free one]
     #[arg(long)]
     pub address: Option<Ipv4Addr>,
+    /// A port it serves, for SRV records: tcp/3000 or udp/53:dns; may be given again
+    #[arg(long = "publish", value_name = "PROTOCOL/PORT[:NAME]")]
+    pub ports: Vec<Port>,
     /// Milliseconds to wait for the other hosts of the network
     #[arg(long, default_value_t = 250, value_name = "MS")]
     pub wait: u64,
@@ -97,6 +101,7 @@ pub fn call(client: &Client, what: What, netns: Netns, id: &str) -> Result<Attac
         ordinal: what.ordinal,
         ifname: what.ifname,
         address: what.address,
+        ports: what.ports,
         netns,
         wait_ms: Some(what.wait),
     };

@@ -29,6 +29,7 @@ fn entry(last: u8, state: MemberState) -> Entry {
         address6: None,
         private_key: PrivateKey([last; 32]),
         public_key: gossip::record::PublicKey(PrivateKey([last; 32]).public().0),
+        ports: Vec::new(),
         state,
         counter: u64::from(last),
     }
@@ -214,6 +215,8 @@ fn the_serial_does_not_depend_on_order() {
         ordinal: None,
         address: Ipv4Addr::new(10, 240, 0, last),
         address6: None,
+        ports: Vec::new(),
+        facts: Vec::new(),
         late: false,
     };
     assert_eq!(serial(&[member(1), member(2)]), serial(&[member(2), member(1)]));

@@ -386,7 +386,8 @@ impl Host {
             Choice::Number(number) => (Some(number), None),
             Choice::Address(last) => (None, Some(Ipv4Addr::new(10, 240, 0, last))),
         };
-        let request = Request { app, process, ordinal, ifname: None, address, netns, wait_ms: None };
+        let ports = Vec::new();
+        let request = Request { app, process, ordinal, ifname: None, address, ports, netns, wait_ms: None };
         (Call { network, container, request }, path)
     }
 }

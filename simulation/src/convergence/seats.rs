@@ -175,6 +175,7 @@ pub fn member(host: usize, number: usize, counter: u64, state: MemberState) -> R
         address: Ipv4Addr::from_bits(Ipv4Addr::new(10, 240, 0, 0).to_bits() + (host * 64 + number) as u32),
         address6: None,
         key: PublicKey(key),
+        ports: Vec::new(),
         unknown: BTreeMap::new(),
     };
     Record::Member(network(), member_id(host, number), record)

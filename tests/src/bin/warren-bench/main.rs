@@ -9,6 +9,7 @@
 
 mod attach;
 mod convergence;
+mod dns;
 mod floor;
 mod report;
 
@@ -24,11 +25,16 @@ use tests::stage;
 /// Set for the bench inside its own namespaces: its directory on a real disk.
 const INSIDE: &str = "WARREN_BENCH_DIR";
 /// Benches of the contract that are not written yet.
-const LATER: [&str; 5] = ["dns", "datapath", "runtimes", "agent", "simulation"];
+const LATER: [&str; 4] = ["datapath", "runtimes", "agent", "simulation"];
 /// Benches there are.
-const BENCHES: [&str; 2] = ["attach", "convergence"];
+const BENCHES: [&str; 3] = ["attach", "convergence", "dns"];
 
 fn main() -> ExitCode {
+    if let [_, what, name, port] = &env::args().collect::<Vec<_>>()[..]
+        && what == dns::SERVE
+    {
+        return serve(name, port);
+    }
     let asked: Vec<String> =
         env::args().skip(1).flat_map(|a| a.split(',').map(str::to_owned).collect::<Vec<_>>()).collect();
     if let Some(name) = asked.iter().find(|name| !BENCHES.contains(&name.as_str())) {
@@ -39,10 +45,10 @@ fn main() -> ExitCode {
         }
         return ExitCode::from(2);
     }
-    if let Some(dir) = env::var_os(INSIDE) {
-        return inside(Path::new(&dir));
-    }
     let wanted = |name: &str| asked.is_empty() || asked.iter().any(|asked| asked == name);
+    if let Some(dir) = env::var_os(INSIDE) {
+        return inside(Path::new(&dir), wanted);
+    }
     if wanted("convergence") {
         let own = env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
         let told = convergence::measure().and_then(|rows| tell(&target_dir(&own), "convergence", &rows));
@@ -51,7 +57,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    if wanted("attach") { enter() } else { ExitCode::SUCCESS }
+    if wanted("attach") || wanted("dns") { enter() } else { ExitCode::SUCCESS }
 }
 
 /// Prints the rows and appends them to the file.
@@ -84,20 +90,40 @@ fn enter() -> ExitCode {
     }
 }
 
-fn inside(dir: &Path) -> ExitCode {
+fn inside(dir: &Path, wanted: impl Fn(&str) -> bool) -> ExitCode {
     if let Err(error) = stage::own_run() {
         eprintln!("the bench needs a /run of its own and cannot mount one: {error}");
         return ExitCode::FAILURE;
     }
-    report::machine(dir);
-    let rows = attach::measure(dir);
-    match tell(&target_dir(dir), "attach", &rows) {
+    let target = target_dir(dir);
+    let attach = || {
+        report::machine(dir);
+        tell(&target, "attach", &attach::measure(dir))
+    };
+    let dns = || {
+        let rows = dns::measure(&dir.join("dns"), &target.join("bench-dns.svg"));
+        rows.and_then(|rows| tell(&target, "dns", &rows))
+    };
+    let attached = if wanted("attach") { attach() } else { Ok(()) };
+    match attached.and_then(|()| if wanted("dns") { dns() } else { Ok(()) }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Is one of the DNS bench's servers, which run as processes of this program.
+fn serve(name: &str, port: &str) -> ExitCode {
+    let served = port.parse().map_err(io::Error::other).and_then(|port| dns::serve(name, port));
+    served.map_or_else(
+        |error| {
+            eprintln!("{name}: {error}");
+            ExitCode::FAILURE
+        },
+        |()| ExitCode::SUCCESS,
+    )
 }
 
 /// Cargo's target directory, from something in it.
