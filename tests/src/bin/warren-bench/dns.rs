@@ -3,6 +3,7 @@
 //! Servers stand on one CPU and the client on another; they take turns round by round, and a figure is the median
 //! of its rounds. CPU time is the kernel's own count of the server's threads, loopback's work included.
 
+mod hickory;
 mod load;
 mod names;
 mod plot;

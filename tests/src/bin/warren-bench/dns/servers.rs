@@ -6,15 +6,11 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use hickory_server::Server as HickoryServer;
-use hickory_server::proto::rr::rdata::{A, NS, SOA};
-use hickory_server::proto::rr::{LowerName, Name, RData, Record};
-use hickory_server::store::in_memory::InMemoryZoneHandler;
-use hickory_server::zone_handler::{AxfrPolicy, Catalog, ZoneType};
 use resolver::{Answers, Counters, Forwarder, Limits, Listener, Scope, Service, Sockets};
 use std::sync::Arc;
 use tests::process::{self, Place};
 
+use super::hickory::Names;
 use super::names::{ORIGIN, SUFFIX, zone};
 
 /// What is measured; the first is ours, the second what ours stands beside.
@@ -166,7 +162,9 @@ pub fn serve(name: &str, port: u16) -> io::Result<()> {
                 std::future::pending().await
             }
             _ => {
-                let mut server = hickory(udp)?;
+                udp.set_nonblocking(true)?;
+                let mut server = hickory_server::Server::new(Names::new()?);
+                server.register_socket(tokio::net::UdpSocket::from_std(udp)?);
                 server.block_until_done().await.map_err(io::Error::other)
             }
         }
@@ -183,28 +181,4 @@ fn warren(sockets: Sockets) -> io::Result<Listener> {
     };
     // The sender is gone at once: the scope stays as it is.
     Listener::serve(sockets, tokio::sync::watch::channel(Arc::new(scope)).1, service)
-}
-
-/// hickory-server as its documentation shows it: a catalog with one zone in memory.
-fn hickory(udp: UdpSocket) -> io::Result<HickoryServer<Catalog>> {
-    let name = |text: &str| Name::from_ascii(format!("{text}.")).map_err(io::Error::other);
-    let origin = name(ORIGIN)?;
-    let server = name(&format!("ns.{SUFFIX}"))?;
-    let mut handler: InMemoryZoneHandler =
-        InMemoryZoneHandler::empty(origin.clone(), ZoneType::Primary, AxfrPolicy::Deny);
-    let soa = SOA::new(server.clone(), name(&format!("hostmaster.{SUFFIX}"))?, 1, 3600, 600, 86_400, 5);
-    handler.upsert_mut(Record::from_rdata(origin.clone(), 5, RData::SOA(soa)), 1);
-    handler.upsert_mut(Record::from_rdata(origin.clone(), 5, RData::NS(NS(server))), 1);
-    for named in zone().names() {
-        let owner = name(&named.name)?;
-        for address in named.addresses {
-            handler.upsert_mut(Record::from_rdata(owner.clone(), 30, RData::A(A(address))), 1);
-        }
-    }
-    let mut catalog = Catalog::new();
-    catalog.upsert(LowerName::from(&origin), vec![Arc::new(handler)]);
-    udp.set_nonblocking(true)?;
-    let mut server = HickoryServer::new(catalog);
-    server.register_socket(tokio::net::UdpSocket::from_std(udp)?);
-    Ok(server)
 }
