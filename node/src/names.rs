@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
+use std::time::Duration;
 
 use gossip::View;
 use gossip::id::NetworkId;
@@ -12,13 +13,19 @@ use gossip::record::MemberState;
 use netplumb::state::NetnsRef;
 use resolver::{Answers, Counters, Forwarder, Limits, Listener, Scope, Service, Sockets, Zone, ZoneMember};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::attach::{Refusal, RefusalKind};
 use crate::claims::Ledger;
-use crate::config::{Config, Dns};
+use crate::config::Dns;
 use crate::journal::Journal;
 use crate::project;
 use crate::store::Entry;
+
+/// How long after a change more of them are expected: a redeploy takes its time.
+const CHANGING: Duration = Duration::from_secs(60);
+/// The TTL meanwhile, in seconds.
+const CHANGING_TTL_S: u32 = 5;
 
 /// Opens the DNS sockets in a container's namespace; none where names are not served.
 pub type Listen = fn(&NetnsRef, SocketAddrV4) -> io::Result<Option<Sockets>>;
@@ -31,6 +38,8 @@ pub struct Names {
     zones: Arc<BTreeMap<NetworkId, Arc<Zone>>>,
     /// What each zone was built from: a zone that would be the same is not built again.
     contents: BTreeMap<NetworkId, Vec<ZoneMember>>,
+    /// Until when each network that changed lately is answered with a lower TTL.
+    changing: BTreeMap<NetworkId, Instant>,
     /// By the cookie of the container's namespace.
     containers: BTreeMap<u64, Container>,
     synced: bool,
@@ -45,8 +54,8 @@ struct Container {
 
 impl Names {
     /// Names as configured; upstreams are followed from now on. Needs a tokio runtime.
-    pub fn new(config: &Config, open: Listen) -> Names {
-        let forwarder = match (&config.dns.upstreams, config.dns.forward) {
+    pub fn new(dns: &Dns, open: Listen) -> Names {
+        let forwarder = match (&dns.upstreams, dns.forward) {
             (_, false) => Forwarder::none(),
             (Some(upstreams), true) => Forwarder::new(watch::channel(upstreams.clone()).1),
             (None, true) => {
@@ -56,11 +65,12 @@ impl Names {
             }
         };
         Names {
-            dns: config.dns.clone(),
+            dns: dns.clone(),
             open,
             service: Service { forwarder, counters: Arc::default(), limits: Limits::default() },
             zones: Arc::default(),
             contents: BTreeMap::new(),
+            changing: BTreeMap::new(),
             containers: BTreeMap::new(),
             synced: false,
         }
@@ -97,7 +107,7 @@ impl Names {
     }
 
     /// Makes zones, scopes and listeners follow the view and the journal. Of the networks only those
-    /// that `touched` says have changed are looked at.
+    /// that `touched` says have changed are looked at, and those that have become calm.
     pub fn follow(
         &mut self,
         view: &View,
@@ -131,6 +141,11 @@ impl Names {
         }
     }
 
+    /// Whether a network has not changed for so long that its TTL may rise: [`Names::follow`] raises it.
+    pub fn has_calmed(&self, now: Instant) -> bool {
+        self.changing.values().any(|until| *until <= now)
+    }
+
     /// Whether something was touched.
     fn build(
         &mut self,
@@ -139,6 +154,11 @@ impl Names {
         journal: &Journal,
         touched: impl Fn(&NetworkId) -> bool,
     ) -> bool {
+        let now = Instant::now();
+        let calm: BTreeSet<NetworkId> =
+            self.changing.iter().filter(|(_, until)| **until <= now).map(|(n, _)| *n).collect();
+        self.changing.retain(|_, until| *until > now);
+        let touched = |network: &NetworkId| touched(network) || calm.contains(network);
         let here: BTreeSet<NetworkId> = journal.live().map(|e| e.network).collect();
         let same = |network: &NetworkId| here.contains(network) && !touched(network);
         if here.len() == self.zones.len() && self.zones.keys().all(same) {
@@ -154,10 +174,14 @@ impl Names {
                 last => {
                     let members = project::zone_members(view, ledger, network);
                     match last.filter(|(_, before)| *before == members) {
-                        Some(last) => Ok(last),
-                        None => self
-                            .zone(network, &members, ledger, journal)
-                            .map(|zone| (Arc::new(zone), members)),
+                        Some(last) if !calm.contains(&network) => Ok(last),
+                        same => {
+                            if same.is_none() {
+                                self.changing.insert(network, now + CHANGING);
+                            }
+                            let zone = self.zone(network, &members, ledger, journal);
+                            zone.map(|zone| (Arc::new(zone), members))
+                        }
                     }
                 }
             };
@@ -183,10 +207,11 @@ impl Names {
     ) -> Result<Zone, resolver::ZoneError> {
         let own = journal.live().find(|e| e.network == network).map(|e| e.claim.subnet);
         let subnet = ledger.networks.get(network).map(|n| n.subnet).or(own);
+        let most = if self.changing.contains_key(&network) { CHANGING_TTL_S } else { u32::MAX };
         Zone::build(
             &network.to_string(),
             &self.dns.zone,
-            self.dns.ttl_s,
+            self.dns.ttl_s.min(most),
             project::serial(members),
             subnet.unwrap_or(crate::claims::DEFAULT_SUBNET),
             members,
@@ -204,4 +229,56 @@ pub fn scope(dns: &Dns, zones: Vec<Arc<Zone>>, synced: bool) -> Scope {
     let name_server: Ipv4Addr = dns.listen;
     Scope::new(&dns.zone, name_server, answers, dns.forward)
         .unwrap_or_else(|error| unreachable!("the zone was checked with the configuration: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::project::fixtures::{entry, pn, view};
+    use gossip::Standing;
+    use hickory_proto::op::{Message, MessageType, OpCode, Query};
+    use hickory_proto::rr::{Name, RecordType};
+
+    /// The TTL of the app's own name.
+    fn ttl_s(names: &Names) -> u32 {
+        let scope = scope(&names.dns, names.zones().values().cloned().collect(), true);
+        let named = names.zones()[&pn()].names().remove(0).name;
+        let mut query = Message::new(1, MessageType::Query, OpCode::Query);
+        query.add_query(Query::query(Name::from_ascii(named).unwrap(), RecordType::A));
+        let (query, mut reply) = (query.to_vec().unwrap(), Vec::new());
+        resolver::answer(&query, &scope, resolver::Transport::Tcp, &mut rand::rng(), &mut reply);
+        Message::from_vec(&reply).unwrap().answers[0].ttl
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_changes_is_kept_for_less_time() {
+        let dns = Dns {
+            zone: "private-network.internal".into(),
+            ttl_s: 30,
+            listen: Ipv4Addr::new(127, 240, 0, 53),
+            port: 61053,
+            upstreams: None,
+            forward: false,
+        };
+        let mut names = Names::new(&dns, |_, _| Ok(None));
+        let members = [1, 2, 3].map(|n| entry(n, MemberState::Ready));
+        let journal = Journal::restore(members[..1].to_vec(), Instant::now());
+        let follow = |names: &mut Names, others: &[Entry], touched: bool| {
+            let view = view(&[("a", Standing::Answering, &members[..1]), ("b", Standing::Answering, others)]);
+            names.follow(&view, &Ledger::of(&view), &journal, |_| touched);
+            ttl_s(names)
+        };
+        assert_eq!(follow(&mut names, &members[1..2], true), CHANGING_TTL_S);
+        tokio::time::advance(CHANGING - Duration::from_secs(1)).await;
+        assert_eq!(follow(&mut names, &members[1..], true), CHANGING_TTL_S);
+        // Looked at again, and the same: the minute counts from the change.
+        tokio::time::advance(CHANGING - Duration::from_secs(1)).await;
+        assert_eq!(follow(&mut names, &members[1..], true), CHANGING_TTL_S);
+        assert!(!names.has_calmed(Instant::now()));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(names.has_calmed(Instant::now()));
+        assert_eq!(follow(&mut names, &members[1..], false), dns.ttl_s);
+        assert!(!names.has_calmed(Instant::now()));
+        assert_eq!(follow(&mut names, &members[1..2], true), CHANGING_TTL_S);
+    }
 }

@@ -283,4 +283,6 @@ pub fn names(
 }
 
 #[cfg(test)]
+pub(crate) mod fixtures;
+#[cfg(test)]
 mod tests;

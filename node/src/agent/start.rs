@@ -55,7 +55,7 @@ where
     let quarantine = config.quarantine();
     let metrics = Arc::new(Metrics::default());
     metrics.set_gossip(seams.wire.counters());
-    let names = Names::new(&config, seams.listen);
+    let names = Names::new(&config.dns, seams.listen);
     metrics.set_resolver(names.counters());
 
     let view = Arc::new(gossiping.known_view());

@@ -1,0 +1,80 @@
+//! A network's members as this crate's tables need them.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use gossip::View;
+use gossip::id::NetworkId;
+use gossip::record::{HostRecord, MemberState, NetworkRecord};
+use gossip::standing::Standing;
+use gossip::view::{Host, HostRecords};
+use netplumb::state::{NetnsRef, PrivateKey};
+
+use super::record;
+use crate::claims::DEFAULT_SUBNET;
+use crate::store::Entry;
+
+/// The network.
+pub fn pn() -> NetworkId {
+    "pn-ad0fd6a1-d05e-40ea-bf63-c4f8a75a9d8c".parse().unwrap()
+}
+
+/// Container number `last` of the app's `web`.
+pub fn entry(last: u8, state: MemberState) -> Entry {
+    Entry {
+        member: format!("{last:016x}").parse().unwrap(),
+        container: format!("c{last}"),
+        network: pn(),
+        claim: NetworkRecord { counter: 1, vni: 42, subnet: DEFAULT_SUBNET, unknown: BTreeMap::new() },
+        app: "ap-a71da13f-7c70-4c00-a644-eee8558d8053".parse().unwrap(),
+        process: "web".parse().unwrap(),
+        ordinal: Some(u32::from(last)),
+        ordinal_chosen: false,
+        netns: NetnsRef { path: "/run/netns/c".into(), cookie: 1 },
+        inode: 1,
+        boot: "b".into(),
+        ifname: "wg0".into(),
+        address: Ipv4Addr::new(10, 240, 0, last),
+        address6: None,
+        private_key: PrivateKey([last; 32]),
+        public_key: gossip::record::PublicKey(PrivateKey([last; 32]).public().0),
+        ports: Vec::new(),
+        state,
+        counter: u64::from(last),
+    }
+}
+
+/// Hosts `a` (me), `b`, `c`, each with the given members.
+pub fn view(hosts: &[(&str, Standing, &[Entry])]) -> View {
+    let mut view = View::default();
+    for (i, (name, standing, entries)) in hosts.iter().enumerate() {
+        let vtep = IpAddr::V4(Ipv4Addr::new(192, 0, 2, i as u8 + 1));
+        let claim = NetworkRecord { counter: 1, vni: 42, subnet: DEFAULT_SUBNET, unknown: BTreeMap::new() };
+        let records = HostRecords {
+            host: HostRecord {
+                name: name.parse().unwrap(),
+                counter: 0,
+                vtep,
+                port: 4789,
+                mtu: if *name == "c" { 1400 } else { 1500 },
+                speaks: 1,
+                away: None,
+                unknown: BTreeMap::new(),
+            },
+            networks: BTreeMap::from([(pn(), claim)]),
+            members: entries.iter().map(|e| ((e.network, e.member.clone()), record(e))).collect(),
+        };
+        let host = Host {
+            generation: 1,
+            version: 1,
+            address: "192.0.2.1:1".parse().unwrap(),
+            standing: *standing,
+            silent_since: (!standing.answers()).then(tokio::time::Instant::now),
+            via: gossip::view::Via::Chitchat,
+            records: Arc::new(records),
+        };
+        view.hosts.insert(name.parse().unwrap(), host);
+    }
+    view
+}
