@@ -14,7 +14,7 @@ use crate::attach::{Refusal, RefusalKind};
 use crate::config::Dns;
 
 /// An answer in words.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lookup {
     /// The name asked.
     pub name: String,
@@ -22,8 +22,23 @@ pub struct Lookup {
     pub rcode: String,
     /// Addresses, A before AAAA, shuffled as for a container.
     pub addresses: Vec<IpAddr>,
+    /// Where the service is to be had, when the name is a service's (SRV records).
+    pub services: Vec<Target>,
+    /// What a container's own name says of it (TXT records).
+    pub facts: Vec<String>,
     /// Seconds a client may keep them.
     pub ttl_s: Option<u32>,
+}
+
+/// Where a service is to be had (RFC 2782).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// The name.
+    pub name: String,
+    /// The port.
+    pub port: u16,
+    /// The lowest is tried first.
+    pub priority: u16,
 }
 
 /// Answers `name` as the container of `asker` would be, a member or container id; without one, as
@@ -50,9 +65,8 @@ pub fn look_up(dns: &Dns, snapshot: &Snapshot, name: &str, asker: Option<&str>) 
         }
     };
     let scope = crate::names::scope(dns, zones, snapshot.view.whole || snapshot.view.hosts.len() > 1);
-    let mut lookup =
-        Lookup { name: name.to_string(), rcode: String::new(), addresses: Vec::new(), ttl_s: None };
-    for kind in [RecordType::A, RecordType::AAAA] {
+    let mut lookup = Lookup { name: name.to_string(), ..Lookup::default() };
+    for kind in [RecordType::A, RecordType::AAAA, RecordType::SRV, RecordType::TXT] {
         let mut reply = Vec::new();
         let query = query(&name, kind)?;
         match resolver::answer(&query, &scope, Transport::Tcp, &mut rand::rng(), &mut reply) {
@@ -86,6 +100,16 @@ fn read(reply: &[u8], lookup: &mut Lookup) -> Result<(), Refusal> {
         match &record.data {
             RData::A(a) => lookup.addresses.push(a.0.into()),
             RData::AAAA(a) => lookup.addresses.push(a.0.into()),
+            RData::SRV(srv) => lookup.services.push(Target {
+                name: srv.target.to_string(),
+                port: srv.port,
+                priority: srv.priority,
+            }),
+            RData::TXT(txt) => {
+                lookup
+                    .facts
+                    .extend(txt.txt_data.iter().map(|text| String::from_utf8_lossy(text).into_owned()));
+            }
             _ => continue,
         }
         lookup.ttl_s = Some(record.ttl);

@@ -26,9 +26,12 @@ pub fn run(client: &Client, verb: Verb, out: &Output) -> Result<ExitCode, Failur
     let asker = asker.map(|a| format!("&as={}", segment(&a))).unwrap_or_default();
     let lookup: Lookup = client.get(&format!("/v1/lookup?name={}{asker}", segment(&name)))?;
     let addresses: Vec<String> = lookup.addresses.iter().map(ToString::to_string).collect();
-    out.one(&lookup, &addresses.join("\n"), || match (lookup.rcode.as_str(), addresses.is_empty()) {
-        ("NOERROR", false) => addresses.join("\n"),
-        ("NOERROR", true) => format!("{}: no address at this name", lookup.name),
+    let services =
+        lookup.services.iter().map(|target| format!("{}:{}", target.name.trim_end_matches('.'), target.port));
+    let found: Vec<String> = addresses.iter().cloned().chain(services).chain(lookup.facts.clone()).collect();
+    out.one(&lookup, &addresses.join("\n"), || match (lookup.rcode.as_str(), found.is_empty()) {
+        ("NOERROR", false) => found.join("\n"),
+        ("NOERROR", true) => format!("{}: nothing at this name, only below it", lookup.name),
         ("FORWARD", _) => format!("{}: not a private name; the host's resolvers are asked", lookup.name),
         (rcode, _) => format!("{}: {rcode}", lookup.name),
     });
