@@ -4,7 +4,7 @@ CARGO ?= cargo
 ROOT  := $(if $(filter 0,$(shell id -u)),,sudo -E)
 ONLY  ?= attach
 
-.PHONY: help demo test check fmt unit e2e bench sim install clean deps
+.PHONY: help demo test check fmt unit e2e bench sim fuzz install clean deps
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,12 @@ bench: ## measure against the targets: make bench ONLY=attach,convergence,dns
 	@.ci/deps bench
 	$(CARGO) build --release -p node -p tests -p simulation --bin warren --bin warren-bench --bin simulation
 	target/release/warren-bench $(ONLY)
+
+fuzz: ## fuzz the resolver: make fuzz SECONDS=3600 (needs a nightly compiler and cargo-fuzz)
+	@cargo fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: cargo install cargo-fuzz" >&2; exit 1; }
+	@mkdir -p resolver/fuzz/corpus/answer
+	WARREN_CORPUS=$(CURDIR)/resolver/fuzz/corpus/answer $(CARGO) test -p resolver --test corpus
+	cd resolver && cargo +nightly fuzz run answer -- -max_total_time=$(or $(SECONDS),60) -max_len=4300
 
 fmt: ## format
 	$(CARGO) fmt --all
