@@ -258,6 +258,11 @@ impl Op {
         }
     }
 
+    /// Whether it puts a member's rules in place.
+    pub fn is_guard(&self) -> bool {
+        matches!(self, Op::Inside { change: InsideChange::Guard(_), .. })
+    }
+
     /// When it fails, what follows for the same member (or, without a member, in the same network)
     /// must not be done: it would fail too, or leave a container unguarded.
     pub fn essential(&self) -> bool {

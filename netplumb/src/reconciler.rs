@@ -36,8 +36,8 @@ pub struct Report {
     pub steps: Vec<Step>,
     /// Networks that could not be observed; nothing was done there.
     pub unseen: Vec<(String, Error)>,
-    /// By kind of Op: how many repaired what somebody else had changed. Only an audit sees them.
-    pub drift: BTreeMap<&'static str, usize>,
+    /// The Ops that repaired what somebody else had changed. Only an audit sees them.
+    pub drift: Vec<Op>,
 }
 
 /// One Op and what came of it.
@@ -224,12 +224,8 @@ impl<K: Kernel> Reconciler<K> {
 }
 
 /// The Ops that `known` did not call for: somebody else changed something.
-fn drift(expected: &Plan, found: &Plan) -> BTreeMap<&'static str, usize> {
-    let mut counts = BTreeMap::new();
-    for op in found.ops.iter().filter(|op| !expected.ops.contains(op)) {
-        *counts.entry(op.kind()).or_default() += 1;
-    }
-    counts
+fn drift(expected: &Plan, found: &Plan) -> Vec<Op> {
+    found.ops.iter().filter(|op| !expected.ops.contains(op)).cloned().collect()
 }
 
 impl Report {
@@ -253,6 +249,11 @@ impl Report {
     /// The member's IPv6 address or route was refused: its record must not name one.
     pub fn without_ipv6(&self, network: &str, member: &str) -> bool {
         self.errors().any(|(op, _)| op.network() == network && op.member() == Some(member) && op.only_ipv6())
+    }
+
+    /// Members whose rules somebody had removed: until the audit they had neither guard nor names.
+    pub fn flushed(&self) -> impl Iterator<Item = &str> {
+        self.drift.iter().filter(|op| op.is_guard()).filter_map(Op::member)
     }
 
     /// Every Op that failed, with its error.

@@ -105,8 +105,8 @@ impl Metrics {
             let labels = vec![("kind".into(), step.op.kind().into()), ("outcome".into(), outcome.into())];
             self.reconcile_ops.get_or_create(&labels).inc();
         }
-        for (kind, count) in &report.drift {
-            self.drift.get_or_create(&vec![("kind".into(), (*kind).into())]).inc_by(*count as u64);
+        for op in &report.drift {
+            self.drift.get_or_create(&vec![("kind".into(), op.kind().into())]).inc();
         }
         if !report.steps.is_empty() {
             self.reconcile_seconds.observe(took.as_secs_f64());

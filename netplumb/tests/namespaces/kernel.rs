@@ -328,7 +328,7 @@ async fn drift_is_seen_counted_and_repaired<T: Twin>() {
     twin.forge_row(everybody[1].mac());
     assert_eq!(reconciler.reconcile(&desired, &journal, Prune::All).await.writes(), 0, "not looked at");
     let report = reconciler.audit(&desired, &journal, Prune::HoldRemote).await;
-    assert_eq!(report.drift, BTreeMap::from([("rows", 1)]));
+    assert_eq!(report.drift.iter().map(|op| op.kind()).collect::<Vec<_>>(), ["rows"]);
     assert!(report.is_clean());
     assert_eq!(left_to_do(&kernel, &desired, &journal, Prune::All).await, [""; 0]);
 }

@@ -18,6 +18,9 @@ use crate::metrics::Metrics;
 /// How often the kernel is compared whole with what it should hold.
 pub(super) const AUDIT: Duration = Duration::from_secs(30);
 
+/// How long a repaired container is told of.
+const TOLD: Duration = Duration::from_secs(600);
+
 /// What has been built: the reconciler's answer to a revision.
 #[derive(Debug, Clone, Default)]
 pub struct Built {
@@ -27,6 +30,8 @@ pub struct Built {
     pub failed: BTreeMap<MemberId, Refusal>,
     /// Members whose container refused the IPv6 address.
     pub without_ipv6: BTreeSet<MemberId>,
+    /// Members in whose container somebody removed our rules lately, and when that was repaired.
+    pub flushed: BTreeMap<MemberId, Instant>,
     /// Operations that failed, in words, whatever they belong to.
     pub errors: Vec<String>,
 }
@@ -54,6 +59,7 @@ pub(super) async fn reconcile<K: Kernel>(
     let mut backoff = BACKOFF_MIN;
     let mut retry: Option<Instant> = None;
     let mut audit = Instant::now() + AUDIT;
+    let mut flushed: BTreeMap<MemberId, Instant> = BTreeMap::new();
     loop {
         let audited = tokio::select! {
             changed = wants.changed() => match changed {
@@ -77,11 +83,16 @@ pub(super) async fn reconcile<K: Kernel>(
             reconciler.reconcile(&wanted.desired, &wanted.ours, wanted.prune).await
         };
         metrics.reconciled(&report, started.elapsed());
+        flushed.retain(|_, repaired| started - *repaired < TOLD);
+        for member in report.flushed().filter_map(|id| id.parse::<MemberId>().ok()) {
+            tracing::warn!(%member, "somebody removed our rules in its container: put back");
+            flushed.insert(member, started);
+        }
         if audited && retry.is_some() {
             // It says nothing of the networks that are still to be tried again.
             continue;
         }
-        let answer = answer(&wanted, &report);
+        let answer = Built { flushed: flushed.clone(), ..answer(&wanted, &report) };
         for error in &answer.errors {
             tracing::warn!(revision = wanted.revision, "{error}");
         }

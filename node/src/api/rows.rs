@@ -11,7 +11,7 @@ use gossip::record::{MemberState, NetworkRecord};
 use serde::{Deserialize, Serialize};
 
 use super::{Served, malformed};
-use crate::agent::{Event, Snapshot};
+use crate::agent::{Built, Event, Snapshot};
 use crate::attach::Refusal;
 use crate::claims::Ledger;
 use crate::lookup::{self, Lookup};
@@ -106,7 +106,7 @@ pub(super) fn status_of<K, S: Clone>(served: &Served<K, S>) -> Status {
         ("vnis held", ledger.networks.len()),
         ("vnis contested", ledger.networks.moved().len()),
     ];
-    let problems = problems(&snapshot, sum(|n| n.contested), &served.context.built.borrow().errors);
+    let problems = problems(&snapshot, sum(|n| n.contested), &served.context.built.borrow());
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
         region: served.config.region.to_string(),
@@ -136,9 +136,22 @@ pub(super) fn unready(snapshot: &Snapshot) -> Option<String> {
     snapshot.view.cut_off.then(|| "cut off: no other host answers, names are frozen".into())
 }
 
-fn problems(snapshot: &Snapshot, contested: usize, errors: &[String]) -> Vec<String> {
+fn problems(snapshot: &Snapshot, contested: usize, built: &Built) -> Vec<String> {
     let contested = (contested > 0).then(|| format!("{contested} members wait for an address of their own"));
-    unready(snapshot).into_iter().chain(contested).chain(errors.iter().cloned()).collect()
+    let flushed = built.flushed.iter().filter_map(|(member, repaired)| {
+        let entry = snapshot.journal.get(member)?;
+        let minutes = repaired.elapsed().as_secs() / 60;
+        Some(format!(
+            "somebody removed our rules in {}: without guard and names until put back {minutes} min ago",
+            entry.container
+        ))
+    });
+    unready(snapshot)
+        .into_iter()
+        .chain(contested)
+        .chain(flushed)
+        .chain(built.errors.iter().cloned())
+        .collect()
 }
 
 /// One host of the region.
