@@ -1,5 +1,7 @@
 //! Queries of every shape, and what chance makes of them. `make fuzz` starts from the same seeds.
 
+#![allow(clippy::unwrap_used, reason = "outside #[test] functions, too, a test panics")]
+
 mod checked;
 
 use checked::{APP, NETWORK, SUFFIX, Scopes};

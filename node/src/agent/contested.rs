@@ -206,6 +206,7 @@ mod tests {
             address6: None,
             private_key: PrivateKey([1; 32]),
             public_key: PublicKey(PrivateKey([1; 32]).public().0),
+            ports: Vec::new(),
             state: MemberState::Ready,
             counter: 7,
         }

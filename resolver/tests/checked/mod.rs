@@ -66,13 +66,13 @@ fn check_reply(query: &[u8], reply: &[u8], rcode: u16, transport: Transport) {
 fn zone(members: u16) -> Arc<Zone> {
     let member = |n: u16| ZoneMember {
         app: APP.into(),
-        process: if n % 3 == 0 { "worker" } else { "web" }.into(),
-        ordinal: (n % 5 != 0).then_some(u32::from(n)),
+        process: if n.is_multiple_of(3) { "worker" } else { "web" }.into(),
+        ordinal: (!n.is_multiple_of(5)).then_some(u32::from(n)),
         address: Ipv4Addr::from(0x0af0_0000 + u32::from(n)),
-        address6: (n % 2 == 0).then(|| Ipv6Addr::from(u128::from(n))),
+        address6: n.is_multiple_of(2).then(|| Ipv6Addr::from(u128::from(n))),
         ports: vec![Port { service: "http".into(), protocol: "tcp", number: 80 }],
         facts: vec![format!("member={n}")],
-        late: n % 7 == 0,
+        late: n.is_multiple_of(7),
     };
     let members: Vec<_> = (1..=members).map(member).collect();
     Arc::new(Zone::build(NETWORK, SUFFIX, 30, 7, "10.240.0.0/22".parse().unwrap(), &members).unwrap())
