@@ -45,12 +45,13 @@ pub async fn play(stage: &mut Stage, rng: &mut SmallRng, lasting: Duration) -> a
         stage.perform(&Operation::Wait(pause(rng))).await?;
         if rng.random_bool(0.1) {
             stage.play([Operation::Heal, Operation::Settle]).await?;
-        }
-        if rng.random_bool(0.1) {
             contest(stage, rng).await?;
         }
     }
     stage.play([Operation::Heal, Operation::Settle]).await?;
+    if rng.random_bool(0.3) {
+        contest(stage, rng).await?;
+    }
     rush(stage, rng).await?;
     if rng.random_bool(0.4) {
         bury(stage, rng).await?;
@@ -103,7 +104,8 @@ async fn contest(stage: &mut Stage, rng: &mut SmallRng) -> anyhow::Result<()> {
             stage.perform(&Operation::AttachNumbered(host, Place { app: 0, ..place }, number)).await?;
         }
     }
-    stage.play([Operation::Wait(timings().hold + Duration::from_secs(1)), Operation::Mend]).await
+    let given = Operation::Wait(timings().hold + Duration::from_secs(1));
+    stage.play([given, Operation::Mend, Operation::Settle]).await
 }
 
 async fn begin(stage: &mut Stage, rng: &mut SmallRng) -> anyhow::Result<()> {

@@ -138,6 +138,10 @@ pub fn no_wrong_container(cluster: &Cluster) -> anyhow::Result<()> {
             for (member, _) in machine.members(&name) {
                 let Some(reached) = underlay.deliver(number, &name, member, address) else { continue };
                 let reached: MemberId = reached.parse()?;
+                // Who is contested has its address still, without a peer: what it sends there never leaves it.
+                if reached.as_str() == member {
+                    continue;
+                }
                 let origin = cluster.books.origin(&reached).context("a member nobody has claimed")?;
                 ensure!(
                     (origin.network, origin.app, &origin.process)
