@@ -40,6 +40,10 @@ pub fn run_all(
         if let Some(ledger) = &ledger {
             ledger.note(&arguments[1], output.status.success())?;
         }
+        // A long run may be ended before its report.
+        if let Some(broken) = broken_law(&output) {
+            eprintln!("{broken}");
+        }
         Ok(output)
     })?;
     let mut out = io::stdout().lock();
@@ -48,6 +52,14 @@ pub fn run_all(
         writeln!(out, "{} seeds held before", seeds.count() - runs.len())?;
     }
     report(&left, &outputs, &mut out)
+}
+
+/// The line of a run's output that says which law its seed broke.
+fn broken_law(output: &Output) -> Option<String> {
+    let text = [&output.stdout[..], &output.stderr[..]].concat();
+    let text = String::from_utf8_lossy(&text);
+    let mut told = text.lines().filter(|line| line.starts_with("seed "));
+    if output.status.success() { None } else { told.next().map(str::to_owned) }
 }
 
 fn report(seeds: &[u64], outputs: &[Output], out: &mut impl io::Write) -> anyhow::Result<ExitCode> {

@@ -45,5 +45,7 @@ if (field) {
   };
   field.addEventListener('input', show);
   show();
+  // What broke a law stands at the end.
+  if (document.querySelector('.alarm')) lines.at(-1)?.scrollIntoView({ block: 'nearest' }), scrollTo(0, 0);
 }
 "#;
