@@ -94,7 +94,7 @@ pub fn dead_hosts_do_not(cluster: &Cluster) -> anyhow::Result<()> {
         let joined = host.up_since().map(|up| up + host.start_delay_max() + GREETS);
         let since = joined.max(cluster.weather.last_release());
         for (number, other) in cluster.hosts.iter().enumerate().filter(|(_, h)| !is_there(cluster, h)) {
-            let Some(dead_since) = dead_since(cluster, other) else { continue };
+            let Some(dead_since) = dead_since(cluster, host, other) else { continue };
             // What comes late, or by others alone, comes irregularly.
             let rough = cluster.weather.is_rough() || !cluster.weather.is_open(observer, number);
             let bound = if rough { 2 } else { 1 } * timings().detection + 2 * INTERVAL;
@@ -109,14 +109,18 @@ pub fn dead_hosts_do_not(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// When the last agent of its name ended without a word, or the time ends that the last word asked for.
-fn dead_since(cluster: &Cluster, host: &Host) -> Option<Instant> {
+/// When the last agent of its name ended without a word, or when the time ends for `observer` that the last word
+/// asked for: it counts from the start of whoever learns of it later.
+fn dead_since(cluster: &Cluster, observer: &Host, host: &Host) -> Option<Instant> {
     let named = || cluster.hosts.iter().filter(|other| other.id == host.id);
     let ends = named().map(|other| match other.life {
         Life::Crashed(at) | Life::Scrapped(at) => Some(at),
         _ => None,
     });
-    let away = named().filter_map(|other| other.goodbye).map(|at| at + AWAY).max();
+    let away = named()
+        .filter_map(|other| other.goodbye)
+        .map(|at| observer.joined.map_or(at, |joined| at.max(joined)) + AWAY)
+        .max();
     ends.max().flatten().map(|end| away.map_or(end, |away| end.max(away)))
 }
 
