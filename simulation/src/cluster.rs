@@ -309,7 +309,7 @@ impl Cluster {
                 let labels = [("direction", "out"), ("kind", "envelope")];
                 running.counters.get("gossip_messages_total", &labels)
             });
-            self.history.note(format_args!("{} has sent {sent} messages since its start", host.label()));
+            self.history.weigh(format_args!("{} has sent {sent}", host.label()));
         }
     }
 }

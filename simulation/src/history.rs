@@ -44,6 +44,12 @@ impl History {
         }
     }
 
+    /// Adds to the hash what nobody wants to read.
+    pub fn weigh(&self, what: impl Display) {
+        let mut events = self.events();
+        events.hash = fnv(events.hash, what.to_string().as_bytes());
+    }
+
     /// How long the run has lasted.
     pub fn elapsed(&self) -> Duration {
         self.events().began.elapsed()
