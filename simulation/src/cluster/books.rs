@@ -17,6 +17,7 @@ use super::{Host, QUARANTINE};
 use crate::history::History;
 
 /// A call to attach.
+#[derive(Clone)]
 pub struct Attempt {
     /// The machine.
     pub host: usize,
@@ -58,6 +59,8 @@ pub struct Promise {
     pub entry: Entry,
     /// The container's namespace.
     pub path: PathBuf,
+    /// Whether its caller chose the address.
+    pub address_chosen: bool,
     /// When it was asked for.
     pub began: Instant,
     /// When it was acknowledged.
@@ -124,14 +127,15 @@ enum Outcome {
 }
 
 enum Asked {
-    Attach { host: usize, path: PathBuf, began: Instant },
+    Attach(Box<Attempt>),
     Detach { host: usize, member: MemberId, began: Instant },
 }
 
 impl Asked {
     fn host(&self) -> usize {
         match self {
-            Asked::Attach { host, .. } | Asked::Detach { host, .. } => *host,
+            Asked::Attach(attempt) => attempt.host,
+            Asked::Detach { host, .. } => *host,
         }
     }
 }
@@ -197,8 +201,7 @@ impl Books {
     }
 
     pub(super) fn begin(&mut self, attempt: &Attempt) -> Teller {
-        let Attempt { host, path, began, .. } = attempt;
-        self.ask(Asked::Attach { host: *host, path: path.clone(), began: *began })
+        self.ask(Asked::Attach(Box::new(attempt.clone())))
     }
 
     pub(super) fn begin_detach(&mut self, member: &MemberId) -> Teller {
@@ -254,8 +257,9 @@ impl Books {
     /// Attaches that were not answered yet.
     pub fn unanswered(&self) -> Vec<Answered> {
         let attach = |asked: &Asked| match asked {
-            Asked::Attach { host, began, .. } => {
-                Some(Answered { host: *host, began: *began, at: Instant::now(), refusal: None })
+            Asked::Attach(attempt) => {
+                let Attempt { host, began, .. } = **attempt;
+                Some(Answered { host, began, at: Instant::now(), refusal: None })
             }
             Asked::Detach { .. } => None,
         };
@@ -266,7 +270,7 @@ impl Books {
     pub fn detaching(&self) -> impl Iterator<Item = (usize, Instant)> {
         self.asked.values().filter_map(|asked| match asked {
             Asked::Detach { host, began, .. } => Some((*host, *began)),
-            Asked::Attach { .. } => None,
+            Asked::Attach(_) => None,
         })
     }
 
@@ -297,8 +301,8 @@ impl Books {
         let outcomes = std::mem::take(&mut lock(&self.shared).outcomes);
         for (call, at, outcome) in outcomes {
             match (self.asked.remove(&call), outcome) {
-                (Some(Asked::Attach { host, path, began, .. }), Outcome::Attached(result)) => {
-                    self.attached(host, path, (began, at), result, history, hosts)?;
+                (Some(Asked::Attach(attempt)), Outcome::Attached(result)) => {
+                    self.attached(*attempt, at, result, history, hosts)?;
                 }
                 (Some(Asked::Detach { host, member, .. }), Outcome::Detached(Ok(()))) => {
                     history.note(format_args!("{} detached {member}", hosts[host].label()));
@@ -315,9 +319,8 @@ impl Books {
 
     fn attached(
         &mut self,
-        host: usize,
-        path: PathBuf,
-        (began, at): (Instant, Instant),
+        Attempt { host, call, path, began }: Attempt,
+        at: Instant,
         result: Result<Box<Entry>, Refusal>,
         history: &History,
         hosts: &[Host],
@@ -341,6 +344,7 @@ impl Books {
                     host,
                     entry: *entry,
                     path,
+                    address_chosen: call.request.address.is_some(),
                     began,
                     since: Instant::now(),
                     moves: 0,
