@@ -224,6 +224,7 @@ impl Single {
 /// A sample that was not taken, or a file that was not written.
 pub fn tell_all(
     selection: Selection,
+    hosts: Option<u16>,
     seeds: Option<RangeInclusive<u64>>,
     options: &Options,
 ) -> anyhow::Result<ExitCode> {
@@ -240,8 +241,8 @@ pub fn tell_all(
         }
     }
     let hosts_max = match selection {
-        Selection::Targets => usize::MAX,
-        Selection::All if report.is_some() => REPORTED_HOSTS_MAX,
+        Selection::Targets => hosts.map_or(REGION_HOSTS_MAX, usize::from),
+        Selection::All if report.is_some() => REGION_HOSTS_MAX,
         _ => 0,
     };
     let regions = targets::regions(hosts_max)?;
@@ -256,8 +257,8 @@ pub fn tell_all(
     Ok(if never_slower || for_targets { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Larger regions take minutes; they are in the report of `targets`.
-const REPORTED_HOSTS_MAX: usize = 100;
+/// Larger regions take up to an hour: `targets` measures them where `--hosts` asks for it.
+const REGION_HOSTS_MAX: usize = 100;
 
 /// All samples of a campaign.
 pub struct Campaign {

@@ -115,7 +115,7 @@ fn main() -> anyhow::Result<ExitCode> {
     match (*scenario, seeds.clone()) {
         (Some(Named::Convergence(selection)), seeds) => match selection.single(*hosts, convergence) {
             Some(single) if seeds.is_none() => run(*seed, move || single.tell()),
-            _ => convergence::tell_all(selection, seeds, convergence),
+            _ => convergence::tell_all(selection, *hosts, seeds, convergence),
         },
         (_, Some(seeds)) => seeds::run_all(seeds, &arguments.again(), arguments.resume.as_deref()),
         (_, None) => run(*seed, move || tell(arguments)),
