@@ -273,14 +273,6 @@ impl Host {
         matches!(self.life, Life::Crashed(at) | Life::Scrapped(at) if at.elapsed() > bound)
     }
 
-    /// Since when its agent runs.
-    pub fn up_since(&self) -> Option<Instant> {
-        match self.life {
-            Life::Up(since) => Some(since),
-            _ => None,
-        }
-    }
-
     /// What its agent shows; none while none runs.
     pub fn snapshot(&self) -> Option<Snapshot> {
         self.agent.as_ref().map(|running| running.handle.snapshot.borrow().clone())

@@ -9,9 +9,6 @@ use tokio::time::Instant;
 
 use crate::cluster::{AWAY, Cluster, Host, INTERVAL, Life, timings};
 
-/// How long a start asks around.
-const GREETS: Duration = Duration::from_secs(2);
-
 /// How long after its join, or after a link was mended, a host may still be unheard: it is found by chance, and
 /// is live for five intervals before it is believed again.
 fn heard_within() -> Duration {
@@ -90,14 +87,15 @@ fn is_heard(cluster: &Cluster, observer: usize, other: usize) -> bool {
 /// nobody: that one keeps what it has.
 pub fn dead_hosts_do_not(cluster: &Cluster) -> anyhow::Result<()> {
     for (observer, host, snapshot) in cluster.live().filter(|(_, host, _)| !host.twin) {
-        // Until it has joined an agent goes by what it last knew.
-        let joined = host.up_since().map(|up| up + host.start_delay_max() + GREETS);
-        let since = joined.max(cluster.weather.last_release());
+        // Until it has joined an agent goes by what it last knew; with a full disk that may be long.
+        let Some(joined) = host.joined else { continue };
+        let since = Some(joined).max(cluster.weather.last_release());
         for (number, other) in cluster.hosts.iter().enumerate().filter(|(_, h)| !is_there(cluster, h)) {
             let Some(dead_since) = dead_since(cluster, host, other) else { continue };
             // What comes late, or by others alone, comes irregularly.
             let rough = cluster.weather.is_rough() || !cluster.weather.is_open(observer, number);
-            let bound = if rough { 2 } else { 1 } * timings().detection + 2 * INTERVAL;
+            // Its last heartbeat goes round by others: so long in a region of 40.
+            let bound = if rough { 2 } else { 1 } * timings().detection + 4 * INTERVAL;
             let late = Some(dead_since).max(since).is_some_and(|at| at + bound < Instant::now());
             if !late || hears_nobody(cluster, observer) {
                 continue;
