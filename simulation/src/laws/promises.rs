@@ -13,7 +13,7 @@ use node::store::Entry;
 use tokio::time::Instant;
 
 use super::claims::{calm_since, holders};
-use crate::cluster::{Cluster, Host, Life, Promise, timings};
+use crate::cluster::{Cluster, Host, Promise, timings};
 
 /// How long an emptied state directory may take to be filled again after the join.
 const ADOPTED_WITHIN: Duration = Duration::from_secs(10);
@@ -86,13 +86,11 @@ fn are_kept_on(host: &Host, members: &[(&MemberId, &Promise)]) -> anyhow::Result
 /// Whether a host may not yet know what it had before its state directory was emptied.
 fn is_adopting(cluster: &Cluster, host: &Host) -> bool {
     let Some(wiped) = host.wiped else { return false };
-    match host.life {
-        Life::Up(since) => {
-            let reached = cluster.weather.last_change().unwrap_or(since);
-            since.max(wiped).max(reached).elapsed() < ADOPTED_WITHIN + host.start_delay_max()
-        }
-        _ => true,
-    }
+    // Until it has joined it has heard nobody; with a full disk that may be long.
+    host.joined.is_none_or(|joined| {
+        let reached = cluster.weather.last_change().unwrap_or(joined);
+        joined.max(wiped).max(reached).elapsed() < ADOPTED_WITHIN
+    })
 }
 
 fn journalled<'s>(snapshot: &'s Snapshot, member: &MemberId, promise: &Promise) -> anyhow::Result<&'s Entry> {
