@@ -88,15 +88,15 @@ impl<'o> Reply<'o> {
 
     /// Answers with SRV records, and with their targets' addresses as far as there is room (RFC 2782).
     pub(crate) fn answer_services(&mut self, services: &Services, rng: &mut impl Rng) {
-        let appended = services.append(self.out, self.end, rng);
-        self.counts[Section::Answer as usize] += appended.len() as u16;
-        self.truncated |= appended.len() < services.len();
-        for (target, address) in appended.into_iter().flatten() {
+        let (appended, glue) = services.append(self.out, self.end, rng);
+        self.counts[Section::Answer as usize] += appended as u16;
+        self.truncated |= appended < services.len();
+        for (target, address) in glue {
             // Beyond, no pointer reaches it (RFC 1035 §4.1.4).
             if target < POINTED_MAX {
                 self.push(Section::Additional, |out| {
                     let owner = pointer(target as u16);
-                    push_record(out, owner, rtype::A, NEGATIVE_TTL_S, &address.octets());
+                    push_record(out, owner, rtype::A, services.ttl_s(), &address.octets());
                 });
             }
         }

@@ -1,8 +1,7 @@
 //! SRV records (RFC 2782): which ports the containers behind a name publish.
 
 use crate::records::{FIXED_BYTES, OWNER, push_record, rtype};
-use rand::Rng;
-use rand::seq::SliceRandom;
+use rand::{Rng, RngExt};
 use std::net::Ipv4Addr;
 
 /// A port a container publishes.
@@ -34,10 +33,13 @@ const BEFORE_TARGET_BYTES: usize = 6;
 
 /// The SRV records of one name.
 #[derive(Debug, Default)]
-pub(crate) struct Services(Box<[Service]>);
+pub(crate) struct Services {
+    records: Box<[Record]>,
+    ttl_s: u32,
+}
 
 #[derive(Debug)]
-struct Service {
+struct Record {
     wire: Box<[u8]>,
     address: Option<Ipv4Addr>,
 }
@@ -56,34 +58,49 @@ impl Services {
             data.extend_from_slice(&target.name);
             let mut wire = Vec::with_capacity(FIXED_BYTES + data.len());
             push_record(&mut wire, OWNER, rtype::SRV, ttl_s, &data);
-            Service { wire: wire.into(), address: target.address }
+            Record { wire: wire.into(), address: target.address }
         };
-        Services(targets.map(encode).collect())
+        Services { records: targets.map(encode).collect(), ttl_s }
     }
 
     /// Whether there is no record.
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.records.is_empty()
     }
 
     /// How many records there are.
     pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        self.records.len()
     }
 
-    /// Appends as many whole records as end before `end`, in random order. Says of each where its target stands.
-    pub(crate) fn append(&self, out: &mut Vec<u8>, end: usize, rng: &mut impl Rng) -> Vec<Option<Glue>> {
-        let mut order: Vec<&Service> = self.0.iter().collect();
-        order.shuffle(rng);
-        let mut appended = Vec::new();
-        for service in order {
-            if out.len() + service.wire.len() > end {
+    /// How long the records and their targets' addresses may be kept, in seconds.
+    pub(crate) fn ttl_s(&self) -> u32 {
+        self.ttl_s
+    }
+
+    /// Appends as many whole records as end before `end`, beginning with any of them: clients choose by priority
+    /// and weight. Says how many, and where the targets with one address stand.
+    pub(crate) fn append<'s, R: Rng>(
+        &'s self,
+        out: &mut Vec<u8>,
+        end: usize,
+        rng: &mut R,
+    ) -> (usize, impl Iterator<Item = Glue> + use<'s, R>) {
+        let (before, from) = self.records.split_at(rng.random_range(0..self.len().max(1)));
+        let records = from.iter().chain(before);
+        let (mut at, mut appended) = (out.len(), 0);
+        for record in records.clone() {
+            if out.len() + record.wire.len() > end {
                 break;
             }
-            let target = out.len() + FIXED_BYTES + BEFORE_TARGET_BYTES;
-            out.extend_from_slice(&service.wire);
-            appended.push(service.address.map(|address| (target, address)));
+            out.extend_from_slice(&record.wire);
+            appended += 1;
         }
-        appended
+        let glue = records.take(appended).filter_map(move |record| {
+            let target = at + FIXED_BYTES + BEFORE_TARGET_BYTES;
+            at += record.wire.len();
+            record.address.map(|address| (target, address))
+        });
+        (appended, glue)
     }
 }

@@ -44,7 +44,7 @@ fn lines(records: &[Record]) -> BTreeSet<String> {
             let target = srv.target.to_ascii().replace(&end, "");
             format!("{} {} {} {} {target}", record.ttl, srv.priority, srv.weight, srv.port)
         }
-        RData::A(a) => format!("{} {}", record.name.to_ascii().replace(&end, ""), a.0),
+        RData::A(a) => format!("{} {} {}", record.ttl, record.name.to_ascii().replace(&end, ""), a.0),
         data => panic!("{data:?}"),
     };
     records.iter().map(line).collect()
@@ -54,7 +54,7 @@ fn lines(records: &[Record]) -> BTreeSet<String> {
 fn services_stand_below_every_name_of_their_members() {
     let scope = region();
     let both: &[&str] = &["30 0 1 3000 1.web", "30 1 1 3001 2.web"];
-    let glue: &[&str] = &["1.web 10.240.0.1", "2.web 10.240.0.2"];
+    let glue: &[&str] = &["30 1.web 10.240.0.1", "30 2.web 10.240.0.2"];
     let cases: [(&str, &[&str], &[&str]); 6] = [
         ("_http._tcp", both, glue),
         ("_http._tcp.web", both, glue),
