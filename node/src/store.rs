@@ -316,34 +316,11 @@ mod private_key {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::project::fixtures;
 
     fn entry(id: &str) -> Entry {
-        Entry {
-            member: id.parse().unwrap(),
-            container: "c1".into(),
-            network: "pn-ad0fd6a1-d05e-40ea-bf63-c4f8a75a9d8c".parse().unwrap(),
-            claim: NetworkRecord {
-                counter: 1,
-                vni: 42,
-                subnet: "10.240.0.0/22".parse().unwrap(),
-                unknown: BTreeMap::new(),
-            },
-            app: "ap-a71da13f-7c70-4c00-a644-eee8558d8053".parse().unwrap(),
-            process: "web".parse().unwrap(),
-            ordinal: Some(1),
-            ordinal_chosen: false,
-            netns: NetnsRef { path: "/run/netns/c1".into(), cookie: 7 },
-            inode: 9,
-            boot: "b".into(),
-            ifname: "wg0".into(),
-            address: Ipv4Addr::new(10, 240, 0, 1),
-            address6: None,
-            private_key: PrivateKey([7; 32]),
-            public_key: PublicKey(PrivateKey([7; 32]).public().0),
-            ports: vec!["tcp/3000:http".parse().unwrap()],
-            state: MemberState::Ready,
-            counter: 3,
-        }
+        let ports = vec!["tcp/3000:http".parse().unwrap()];
+        Entry { member: id.parse().unwrap(), ports, ..fixtures::entry(1, MemberState::Ready) }
     }
 
     /// The contract every store keeps.

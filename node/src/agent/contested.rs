@@ -182,45 +182,21 @@ fn moved(mut entry: Entry, address: Option<Ipv4Addr>, ordinal: Option<u32>, coun
 
 #[cfg(test)]
 mod tests {
-    use gossip::record::{MemberState, NetworkRecord, PublicKey};
-    use netplumb::state::{NetnsRef, PrivateKey};
+    use gossip::record::MemberState;
 
     use super::*;
-    use crate::claims::DEFAULT_SUBNET;
-
-    fn entry() -> Entry {
-        Entry {
-            member: "00000000000000aa".parse().unwrap(),
-            container: "c".into(),
-            network: NetworkId::random(),
-            claim: NetworkRecord { counter: 1, vni: 42, subnet: DEFAULT_SUBNET, unknown: Default::default() },
-            app: gossip::id::AppId::random(),
-            process: "web".parse().unwrap(),
-            ordinal: Some(2),
-            ordinal_chosen: false,
-            netns: NetnsRef { path: "/run/netns/c".into(), cookie: 1 },
-            inode: 1,
-            boot: "b".into(),
-            ifname: "wg0".into(),
-            address: Ipv4Addr::new(10, 240, 0, 1),
-            address6: None,
-            private_key: PrivateKey([1; 32]),
-            public_key: PublicKey(PrivateKey([1; 32]).public().0),
-            ports: Vec::new(),
-            state: MemberState::Ready,
-            counter: 7,
-        }
-    }
+    use crate::project::fixtures;
 
     #[test]
     fn a_new_number_leaves_the_claim_of_the_address_as_old_as_it_is() {
+        let entry = fixtures::entry(2, MemberState::Ready);
         let other = Ipv4Addr::new(10, 240, 0, 9);
         for (address, ordinal, claim) in [
-            (None, Some(3), (entry().address, Some(3), 7)),
+            (None, Some(3), (entry.address, Some(3), entry.counter)),
             (Some(other), None, (other, Some(2), 50)),
             (Some(other), Some(3), (other, Some(3), 50)),
         ] {
-            let moved = moved(entry(), address, ordinal, 50);
+            let moved = moved(entry.clone(), address, ordinal, 50);
             assert_eq!((moved.address, moved.ordinal, moved.counter), claim);
         }
     }
