@@ -47,6 +47,9 @@ pub struct Timings {
     pub hold: Duration,
     /// Detection bound: within it a silent agent is found dead, and a new one found live.
     pub detection: Duration,
+    /// So short a silence is nobody's death, though chitchat's detector, which waits for eight times the
+    /// mean of a host's last heartbeats, may call it one where they came often.
+    pub patience: Duration,
     /// How long a host is dead before it is gone.
     pub gone: Duration,
     /// How long a gone host is remembered.
@@ -61,12 +64,13 @@ pub struct Timings {
 
 impl Timings {
     /// The defaults for a gossip interval: hold 5 intervals, detection 12 (chitchat with phi 8
-    /// was measured to find a dead host within 6 s at 500 ms and within 12 s at 1 s), gone after
-    /// 15 min, forgotten after 24 h, away for 120 s at most, ghosts for 120 s, grace 4 min.
+    /// was measured to find a dead host within 6 s at 500 ms and within 12 s at 1 s), patience 8,
+    /// gone after 15 min, forgotten after 24 h, away for 120 s at most, ghosts for 120 s, grace 4 min.
     pub fn of(interval: Duration) -> Self {
         Self {
             hold: 5 * interval,
             detection: 12 * interval,
+            patience: 8 * interval,
             gone: Duration::from_secs(15 * 60),
             forget: Duration::from_secs(24 * 3600),
             away_max: Duration::from_secs(120),
@@ -226,6 +230,10 @@ impl Life {
         if self.dead_since.is_none() && now < self.born + timings.detection {
             return Standing::Answering;
         }
+        let missed = self.heartbeat.is_some() && now < self.heard + timings.patience;
+        if self.dead_since.is_none() && missed {
+            return Standing::Late;
+        }
         self.dead(now, timings)
     }
 
@@ -306,8 +314,14 @@ mod tests {
             &[(0.0, Live(1)), (10.0, Restarted(2)), (12.5, Live(2))],
             &[(9.9, Answering), (10.0, Answering), (12.4, Answering), (30.0, Answering)],
         );
-        // A crash: dead when chitchat says so.
-        check(&[(0.0, Live(1)), (10.0, Silent(1))], &[(9.9, Answering), (10.0, Dead)]);
+        // A crash: dead when chitchat says so, but not after a silence of less than eight intervals (4 s).
+        check(&[(0.0, Live(1)), (10.0, Silent(1))], &[(9.9, Answering), (10.0, Late), (13.9, Dead)]);
+        check(&[(0.0, Live(1)), (10.0, Mute(1)), (14.5, Silent(1))], &[(14.4, Late), (14.5, Dead)]);
+        // Chitchat gave it up after two seconds, and it is heard again: it was never out of answers.
+        check(
+            &[(0.0, Live(1)), (10.0, Mute(1)), (12.0, Silent(1)), (13.0, Live(1))],
+            &[(12.0, Late), (12.9, Late), (13.0, Answering), (60.0, Answering)],
+        );
         // 33: a heartbeat older than half of the timeout (4 s) is late.
         check(
             &[(0.0, Live(1)), (10.0, Mute(1)), (15.0, Live(1))],
