@@ -4,10 +4,10 @@ CARGO ?= cargo
 ROOT  := $(if $(filter 0,$(shell id -u)),,sudo -E)
 ONLY  ?= attach
 
-.PHONY: help demo test check fmt unit e2e bench sim fuzz install clean deps
+.PHONY: help demo test check fmt unit e2e clients bench sim fuzz install clean deps
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: ## three hosts on this machine, proved line by line (under a minute after the build)
 	@.ci/deps demo
@@ -34,6 +34,11 @@ unit: ## tables and properties of every crate
 e2e: ## contract suites, and hosts of namespaces with real agents and real packets
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace --test '*' --no-fail-fast -- --test-threads=2
+
+# Half a gigabyte of compilers and checkers, which `make test` does without: it asks by glibc, musl and dig.
+clients: ## names, asked by Go, Node and Java, and by the zone checkers zonemaster and dnsviz
+	@.ci/deps clients
+	$(CARGO) test -p tests --test clients -- --include-ignored
 
 sim: ## the same node on a simulated region: make sim SEEDS=1..200
 	$(CARGO) build --workspace --bins
