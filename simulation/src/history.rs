@@ -91,6 +91,11 @@ impl Fingerprint {
     pub fn add(&mut self, bytes: &[u8]) {
         self.0 = fnv(self.0, bytes);
     }
+
+    /// Adds a number at once.
+    pub fn add_number(&mut self, number: u64) {
+        self.0 = (self.0 ^ number).wrapping_mul(FNV_PRIME).rotate_left(29);
+    }
 }
 
 fn fnv(hash: u64, bytes: &[u8]) -> u64 {

@@ -18,7 +18,7 @@ use crate::operation::Operation;
 /// Between two looks at what holds at any moment.
 const STEP: Duration = Duration::from_secs(1);
 /// Between two looks at all views and kernels.
-const FULL: Duration = Duration::from_secs(5);
+pub const FULL: Duration = Duration::from_secs(5);
 /// Between two looks at a region that shall become quiet.
 const LOOK: Duration = Duration::from_millis(250);
 /// How long a quiet region is watched.

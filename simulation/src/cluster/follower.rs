@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex};
 use gossip::View;
 use gossip::id::{HostId, MemberId, NetworkId};
 use node::agent::Snapshot;
-use resolver::Zone;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::books::{Origin, Shared, lock};
 use crate::history::{Fingerprint, History};
-use crate::laws::{claims, names};
+use crate::laws::names::{self, Served};
+use crate::laws::{SMALL, claims};
 
 /// Notes what the agent of `host` sees whenever that changes, for ever.
 pub(super) async fn follow(
@@ -25,7 +25,7 @@ pub(super) async fn follow(
     let mut last = 0;
     let mut answering = BTreeSet::new();
     let mut known = BTreeSet::new();
-    let mut zones = Zones::default();
+    let mut served = Served::default();
     let mut own = BTreeMap::new();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
@@ -38,9 +38,10 @@ pub(super) async fn follow(
             lock(&shared).stirred = Some(Instant::now());
         }
         answering = now;
-        let seen = fingerprint(&snapshot, &mut zones);
+        served.read(&snapshot.zones);
+        let seen = fingerprint(&snapshot.view, &served);
         if seen != last {
-            look(&label, &snapshot, &shared);
+            look(&label, &snapshot, &served, &shared);
             note_conflicts(&snapshot.view, &shared);
             note_moves(&snapshot, &mut own, &shared);
             history.note(format_args!("{label} sees {}", describe(&snapshot, seen)));
@@ -55,9 +56,9 @@ pub(super) async fn follow(
 
 /// In any single view at any instant an address has one name set: looked at whenever a view changes, as long as
 /// that is not the whole work of a run.
-fn look(label: &str, snapshot: &Snapshot, shared: &Mutex<Shared>) {
-    if snapshot.view.hosts.len() <= LOOKED_AT_MAX
-        && let Err(broken) = names::follow_view(snapshot)
+fn look(label: &str, snapshot: &Snapshot, served: &Served, shared: &Mutex<Shared>) {
+    if snapshot.view.hosts.len() <= SMALL
+        && let Err(broken) = names::follow_view(snapshot, served)
     {
         lock(shared).broken.get_or_insert_with(|| broken.context(label.to_owned()));
     }
@@ -65,7 +66,7 @@ fn look(label: &str, snapshot: &Snapshot, shared: &Mutex<Shared>) {
 
 /// Which addresses several live members have.
 fn note_conflicts(view: &View, shared: &Mutex<Shared>) {
-    if view.hosts.len() > LOOKED_AT_MAX {
+    if view.hosts.len() > SMALL {
         return;
     }
     let mut claimants: BTreeMap<_, Vec<&MemberId>> = BTreeMap::new();
@@ -96,9 +97,6 @@ fn note_moves(
     }
 }
 
-/// Regions with more hosts are looked at now and then.
-const LOOKED_AT_MAX: usize = 60;
-
 fn note_origins(snapshot: &Snapshot, known: &mut BTreeSet<MemberId>, shared: &Mutex<Shared>) {
     for entry in snapshot.journal.all() {
         if known.insert(entry.member.clone()) {
@@ -108,34 +106,18 @@ fn note_origins(snapshot: &Snapshot, known: &mut BTreeSet<MemberId>, shared: &Mu
     }
 }
 
-/// Each zone's fingerprint, as long as it is the same zone.
-type Zones = BTreeMap<NetworkId, (Arc<Zone>, u64)>;
-
-fn fingerprint(snapshot: &Snapshot, zones: &mut Zones) -> u64 {
-    let view = &snapshot.view;
+fn fingerprint(view: &View, served: &Served) -> u64 {
     let mut print = Fingerprint::default();
     print.add(&[u8::from(view.whole), u8::from(view.cut_off), u8::from(view.twin.is_some())]);
     for (id, host) in &view.hosts {
         print.add(id.as_str().as_bytes());
-        print.add(&host.generation.to_be_bytes());
-        print.add(&host.version.to_be_bytes());
-        print.add(host.standing.as_str().as_bytes());
+        print.add_number(host.generation);
+        print.add_number(host.version);
+        print.add_number(host.standing as u64);
     }
-    zones.retain(|network, _| snapshot.zones.contains_key(network));
-    for (network, zone) in &*snapshot.zones {
-        let known = zones.get(network).filter(|(last, _)| Arc::ptr_eq(last, zone));
-        let names = known.map_or_else(|| fingerprint_of_names(zone), |(_, names)| *names);
-        zones.insert(*network, (zone.clone(), names));
-        print.add(&names.to_be_bytes());
-    }
-    print.0
-}
-
-fn fingerprint_of_names(zone: &Zone) -> u64 {
-    let mut print = Fingerprint::default();
-    for name in zone.names() {
-        print.add(name.name.as_bytes());
-        name.addresses.iter().for_each(|address| print.add(&address.octets()));
+    for (name, addresses) in served.names().flat_map(|(_, names)| names) {
+        print.add(name.as_bytes());
+        addresses.iter().for_each(|address| print.add(&address.octets()));
     }
     print.0
 }

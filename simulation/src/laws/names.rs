@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use gossip::View;
@@ -15,23 +16,47 @@ use resolver::Zone;
 use super::claims::{holders, number, numbered};
 use crate::cluster::{Cluster, Life};
 
-type Names = BTreeMap<String, BTreeSet<Ipv4Addr>>;
+/// Whole names, with what they resolve to.
+pub type Names = BTreeMap<String, BTreeSet<Ipv4Addr>>;
+
+/// What an agent's zones answer, read once as long as they are the same zones.
+#[derive(Default)]
+pub struct Served(BTreeMap<NetworkId, (Arc<Zone>, Names)>);
+
+impl Served {
+    /// Reads the zones that are new.
+    pub fn read(&mut self, zones: &BTreeMap<NetworkId, Arc<Zone>>) {
+        self.0.retain(|network, (zone, _)| zones.get(network).is_some_and(|now| Arc::ptr_eq(now, zone)));
+        for (network, zone) in zones {
+            self.0.entry(*network).or_insert_with(|| (zone.clone(), served(zone)));
+        }
+    }
+
+    /// What was read, by network.
+    pub fn names(&self) -> impl Iterator<Item = (&NetworkId, &Names)> {
+        self.0.iter().map(|(network, (_, names))| (network, names))
+    }
+}
 
 const ZONE: &str = "private-network.internal";
 
 /// Every zone holds exactly the ready members of its agent's view that hold their address, on hosts that answer;
 /// where the agent is cut off, on dead hosts too.
 pub fn follow_the_view(cluster: &Cluster) -> anyhow::Result<()> {
-    cluster.live().try_for_each(|(_, host, snapshot)| follow_view(&snapshot).with_context(|| host.label()))
+    cluster.live().try_for_each(|(_, host, snapshot)| {
+        let mut served = Served::default();
+        served.read(&snapshot.zones);
+        follow_view(&snapshot, &served).with_context(|| host.label())
+    })
 }
 
-/// As [`follow_the_view`], of one agent.
-pub fn follow_view(snapshot: &Snapshot) -> anyhow::Result<()> {
+/// As [`follow_the_view`], of one agent whose zones were read.
+pub fn follow_view(snapshot: &Snapshot, served: &Served) -> anyhow::Result<()> {
     let expected = of_view(&snapshot.view, |network| snapshot.zones.contains_key(network));
-    for (network, zone) in &*snapshot.zones {
-        let (found, none) = (served(zone), Names::new());
+    for (network, found) in served.names() {
+        let none = Names::new();
         let expected = expected.get(network).unwrap_or(&none);
-        ensure!(found == *expected, "it serves {found:#?}\nits view says {expected:#?}");
+        ensure!(found == expected, "it serves {found:#?}\nits view says {expected:#?}");
     }
     Ok(())
 }

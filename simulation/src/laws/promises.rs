@@ -1,10 +1,10 @@
 //! What was acknowledged holds until it is taken back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use gossip::id::{MemberId, NetworkId};
+use gossip::id::MemberId;
 use gossip::record::MemberState;
 use netplumb::observed::Observed;
 use netplumb::state::{Key, Mac};
@@ -66,18 +66,17 @@ pub fn are_kept_at_home(cluster: &Cluster) -> anyhow::Result<()> {
 
 fn are_kept_on(host: &Host, members: &[(&MemberId, &Promise)]) -> anyhow::Result<()> {
     let (snapshot, kernel) = (host.snapshot(), host.kernel.state());
-    let networks: BTreeSet<NetworkId> = members.iter().map(|(_, promise)| promise.entry.network).collect();
-    let holders = snapshot.as_ref().map(|s| holders(&s.view, |network| networks.contains(network)));
     let meddled = host.is_meddled(Instant::now());
     for (member, promise) in members {
         let entry = snapshot.as_ref().map(|s| journalled(s, member, promise)).transpose()?;
+        let Err(missing) = is_built(&kernel, member, promise) else { continue };
         // A contested member has nothing until it has another address.
-        let contested = entry.zip(holders.as_ref()).is_some_and(|(entry, holders)| {
+        let contested = snapshot.as_ref().zip(entry).is_some_and(|(s, entry)| {
+            let holders = holders(&s.view, |network| *network == entry.network);
             holders.get(&(entry.network, entry.address)).is_none_or(|seen| seen.member != *member)
         });
         if !contested && !meddled {
-            is_built(&kernel, member, promise)
-                .with_context(|| format!("for {member} with {}", promise.entry.address))?;
+            return Err(missing.context(format!("for {member} with {}", promise.entry.address)));
         }
     }
     Ok(())
