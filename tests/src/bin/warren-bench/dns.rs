@@ -1,8 +1,10 @@
-//! Names: what a query costs the server, beside the name servers people know, all in one run.
+//! Names: what a query costs the server, beside the name servers people know, all in one run; and what a thousand
+//! containers cost.
 //!
 //! Servers stand on one CPU and the client on another; they take turns round by round, and a figure is the median
 //! of its rounds. CPU time is the kernel's own count of the server's threads, loopback's work included.
 
+mod containers;
 mod hickory;
 mod load;
 mod names;
@@ -21,11 +23,9 @@ use servers::Server;
 use tests::process::need;
 use tests::wait::{eventually, seconds};
 
-pub use servers::serve;
-
 use crate::report::{Row, Samples};
 
-/// The first argument of a server's process, before its name and port.
+/// The first argument of a process of this bench's, before its name and number.
 pub const SERVE: &str = "dns-server";
 const CLIENT_CPU: usize = 0;
 const SERVER_CPU: usize = 1;
@@ -37,10 +37,19 @@ const PACED: Duration = Duration::from_millis(1500);
 /// What our CPU time may be of NSD's, by kind.
 const TARGETS: [(Kind, f64); 2] = [(Kind::One, 1.0), (Kind::Twenty, 0.9)];
 
+/// Is one of this bench's processes; `number` is a server's port, or how many containers there are.
+pub fn serve(name: &str, number: u16) -> io::Result<()> {
+    match name {
+        containers::NAME => containers::serve(number),
+        _ => servers::serve(name, number),
+    }
+}
+
 /// Everything; `dir` is for the servers' files, `plot` for the picture.
 pub fn measure(dir: &Path, plot: &Path) -> io::Result<Vec<Row>> {
     need(&servers::PROGRAMS);
     loopback_up()?;
+    let containers = containers::measure(&dir.join("containers"))?;
     fs::create_dir_all(dir)?;
     names::write(&names::zone(), dir)?;
     let mut all = Vec::new();
@@ -56,7 +65,7 @@ pub fn measure(dir: &Path, plot: &Path) -> io::Result<Vec<Row>> {
     let latencies = latencies(&all)?;
     fs::write(plot, plot::bars(&servers::NAMES, &Kind::ALL.map(Kind::name), &costs))?;
     println!("the picture: {}", plot.display());
-    Ok(rows(&costs, &latencies))
+    Ok(rows(&costs, &latencies).into_iter().chain(containers).collect())
 }
 
 /// In a new namespace it is down.
