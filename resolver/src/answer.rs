@@ -76,7 +76,10 @@ pub fn answer(
     }
     match scope.place(&question.name) {
         Place::Outside if scope.forwards() => Outcome::Forward,
-        Place::Outside => finish(reply, rcode::REFUSED, None),
+        // Not REFUSED: musl ends a search list there, and glibc asks thrice and speaks of a temporary failure. No SOA
+        // record, so nobody keeps it (RFC 2308 §5).
+        Place::Outside if scope.is_above_ours(&question.name) => finish(reply, rcode::NOERROR, None),
+        Place::Outside => finish(reply, rcode::NXDOMAIN, None),
         Place::Unknown => finish(reply, rcode::SERVFAIL, None),
         Place::Inside { authority, zone, content } => {
             let rcode = answer_inside(reply, &question, scope, authority, &content, rng);

@@ -97,6 +97,15 @@ impl Suffix {
         &self.wire
     }
 
+    /// Whether this name ends in `name`.
+    pub(crate) fn is_below(&self, name: &QuestionName) -> bool {
+        let mut wire = &self.wire[..];
+        for _ in name.labels..self.labels {
+            wire = &wire[1 + usize::from(wire[0])..];
+        }
+        *wire == name.wire[..name.len]
+    }
+
     /// This name below `labels` (wire form without a root byte); `None` if that is too long.
     pub(crate) fn below(&self, labels: &[u8]) -> Option<Vec<u8>> {
         let wire = [labels, &self.wire].concat();

@@ -35,7 +35,7 @@ impl Scope {
     /// A scope that answers everything below `suffix` (`private-network.internal`) itself.
     ///
     /// `name_server` is the address containers ask, which `ns.<suffix>` resolves to. `forward` says whether other
-    /// names are relayed; they are REFUSED otherwise.
+    /// names are relayed; they do not exist otherwise.
     ///
     /// # Errors
     /// `suffix` is no domain name, or a zone lies outside it.
@@ -67,6 +67,11 @@ impl Scope {
 
     pub(crate) fn forwards(&self) -> bool {
         self.forward
+    }
+
+    /// Whether names of ours lie below `name`: who heard that it is missing would not ask for them (RFC 8020).
+    pub(crate) fn is_above_ours(&self, name: &QuestionName) -> bool {
+        self.suffix.is_below(name)
     }
 
     pub(crate) fn suffix(&self) -> &Suffix {

@@ -152,6 +152,17 @@ fn check_stub(place: &Place, what: &str, command: &[&str], takes: fn(usize) -> B
     check_flat(what, &lines[COUNTS.len() + 1..]);
 }
 
+/// Where other names are not passed on, a private one is still found behind a search list, which is tried first
+/// (ndots), and any other is missing at once.
+#[track_caller]
+fn check_search_list(place: &Place, what: &str, program: &str) {
+    let resolv_conf = format!("nameserver {}\nsearch example.org\noptions ndots:9\n", dns::SERVER.ip());
+    fs::write(place.dir.join("resolv.conf"), resolv_conf).expect("a file can be written");
+    let text = place.run(program, &["1", &of_type("n20"), "1", "www.example.com"]);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!((addresses(lines[0], 20).len(), lines[1]), (20, "missing"), "{what}");
+}
+
 /// The addresses of a line: each once, and of those that there are.
 #[track_caller]
 fn addresses(line: &str, count: usize) -> BTreeSet<Ipv4Addr> {
@@ -193,6 +204,7 @@ fn glibc_gets_every_address() {
     let place = Place::new();
     place.compile("cc", &["-o", "glibc", &source("stub.c")]);
     check_stub(&place, "glibc", &["./glibc"], all);
+    check_search_list(&place, "glibc", "./glibc");
 }
 
 /// musl has room for 48 addresses. Before 1.2.4 it does not ask again by TCP either, and lives with the 24 that fit
@@ -203,6 +215,7 @@ fn musl_gets_what_it_has_room_for() {
     let place = Place::new();
     place.compile("musl-gcc", &["-static", "-o", "musl", &source("stub.c")]);
     check_stub(&place, "musl", &["./musl"], |count| BTreeSet::from([count.min(24), count.min(48)]));
+    check_search_list(&place, "musl", "./musl");
 }
 
 #[test]

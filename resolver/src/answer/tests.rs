@@ -155,10 +155,12 @@ fn zones_are_told_apart_in_counts() {
 }
 
 #[test]
-fn other_names_are_forwarded_or_refused() {
+fn other_names_are_forwarded_or_missing() {
     let names = [
         "example.org",
         "internal",
+        "ternal",
+        "x.internal",
         "xprivate-network.internal",
         "pn-1.private-network.internal.example",
         "1.4.240.10.in-addr.arpa",
@@ -170,11 +172,14 @@ fn other_names_are_forwarded_or_refused() {
         let ask = Ask { edns: Some((4096, 0, true)), ..Ask::new(name, rtype::A) };
         let outcome = answer(&ask.bytes(), &open, Transport::Udp, &mut rng(), &mut Vec::new());
         assert_eq!(outcome, Outcome::Forward, "{name}");
-        assert_eq!(summary(&ask.reply(&closed, &mut rng()).1), "5 |  | ", "{name}");
+        let code = if name == "internal" { 0 } else { 3 };
+        assert_eq!(summary(&ask.reply(&closed, &mut rng()).1), format!("{code} |  | "), "{name}");
     }
     // Nothing of ours is asked elsewhere, and what no relay can carry is refused everywhere.
     let root = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\0\0\x02\0\x01";
     assert_eq!(answer(root, &open, Transport::Udp, &mut rng(), &mut Vec::new()), Outcome::Forward);
+    let there = Outcome::Reply { rcode: 0, zone: None };
+    assert_eq!(answer(root, &closed, Transport::Udp, &mut rng(), &mut Vec::new()), there);
     for asked in [rtype::AXFR, rtype::IXFR] {
         let (_, message) = Ask::new("example.org", asked).reply(&open, &mut rng());
         assert_eq!(summary(&message), "5 |  | ");
