@@ -3,15 +3,19 @@
 //! Pure: [`Observed::apply`] is the model of the kernel. [`crate::MemoryKernel`] is this model, and
 //! a [`crate::Reconciler`] advances what it knows by it.
 
+mod peers;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use blake2::{Blake2s256, Digest};
 use ipnet::{IpNet, Ipv4Net};
 
+pub use peers::Peers;
+
 use crate::netlink::nft::Rules;
 use crate::plan::{FabricChange, InsideChange, MemberChange, Op};
-use crate::state::{Key, Mac, Peer, Vtep};
+use crate::state::{Mac, Peer, Vtep};
 
 /// What stands of everything that is ours, by network.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -175,7 +179,7 @@ pub struct Device {
     /// Its addresses, link-local ones left out.
     pub addresses: BTreeSet<IpNet>,
     /// Its peers by public key.
-    pub peers: BTreeMap<Key, ObservedPeer>,
+    pub peers: Peers,
 }
 
 /// A peer of `wgN`.
@@ -368,7 +372,7 @@ impl Inside {
             InsideChange::DropGuard => self.guard = None,
             InsideChange::Link(link) => {
                 let (mac, port) = (Some(Mac::of_key(&link.private_key.public())), link.port);
-                let (addresses, peers) = (BTreeSet::new(), BTreeMap::new());
+                let (addresses, peers) = (BTreeSet::new(), Peers::default());
                 self.device = Some(Device { mtu: link.mtu, up: false, mac, port, addresses, peers });
             }
             InsideChange::DropLink => {
@@ -391,19 +395,11 @@ impl Inside {
             }
             InsideChange::Route { destination, source } => _ = self.routes.insert(*destination, *source),
             InsideChange::DropRoute(destination) => _ = self.routes.remove(destination),
-            InsideChange::Peers(peers) => peers.iter().for_each(|(key, peer)| device.set_peer(*key, peer)),
-            InsideChange::DropPeers(peers) => device.peers.retain(|key, _| !peers.contains(key)),
+            InsideChange::Peers(peers) => {
+                peers.iter().for_each(|(key, peer)| device.peers.insert(*key, peer.into()));
+            }
+            InsideChange::DropPeers(peers) => device.peers.remove_all(peers),
             _ => {}
         }
-    }
-}
-
-impl Device {
-    /// An address belongs to one peer: the last one that was given it (cryptokey routing).
-    fn set_peer(&mut self, key: Key, peer: &Peer) {
-        for other in self.peers.values_mut() {
-            other.allowed.retain(|address| !peer.allowed.contains(address));
-        }
-        self.peers.insert(key, peer.into());
     }
 }

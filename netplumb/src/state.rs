@@ -66,6 +66,25 @@ pub struct Network {
     pub fabric: Fabric,
     /// This host's members by member id.
     pub members: BTreeMap<String, Member>,
+    /// Everybody who holds an address in the network, on whatever host, by public key: said once, however
+    /// many members are here.
+    pub peers: BTreeMap<Key, Peer>,
+}
+
+impl Network {
+    /// The peers of one of the members: all but itself.
+    pub fn peers_of<'n>(&'n self, member: &'n Member) -> impl Iterator<Item = (&'n Key, &'n Peer)> {
+        self.peers.iter().filter(|(_, peer)| is_peer(member, peer))
+    }
+
+    /// Whether one of the members has this peer.
+    pub fn has_peer(&self, member: &Member, key: &Key) -> bool {
+        self.peers.get(key).is_some_and(|peer| is_peer(member, peer))
+    }
+}
+
+fn is_peer(member: &Member, peer: &Peer) -> bool {
+    !member.contested && peer.mac != member.mac
 }
 
 /// What stands in a network's own namespace: `br0`, `vxlan0` and its rows.
@@ -116,8 +135,8 @@ pub struct Member {
     pub private_key: PrivateKey,
     /// UDP port of WireGuard in the binding namespace.
     pub port: u16,
-    /// The other members by public key.
-    pub peers: BTreeMap<Key, Peer>,
+    /// Another member holds its address: it keeps its interface, and has no peer until it has another one.
+    pub contested: bool,
     /// The nft table in the container.
     pub guard: Guard,
 }

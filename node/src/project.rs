@@ -140,14 +140,13 @@ pub fn network(
             rows: BTreeMap::new(),
         },
         members: BTreeMap::new(),
+        peers: BTreeMap::new(),
     };
-    let mut contested = BTreeSet::new();
     for entry in own {
         let key = (here.host.clone(), id, entry.member.clone());
-        if ledger.address_contested(&key, &record(entry)) {
-            contested.insert(entry.member.to_string());
-        }
-        network.members.insert(entry.member.to_string(), own_member(entry, claim.subnet, here, mtu));
+        let contested = ledger.address_contested(&key, &record(entry));
+        let member = Member { contested, ..own_member(entry, claim.subnet, here, mtu) };
+        network.members.insert(entry.member.to_string(), member);
     }
     for (key, h, record) in holders(view, ledger, id) {
         let (host, _, member) = &key;
@@ -168,11 +167,7 @@ pub fn network(
             allowed: addresses(record),
             greet: remote && young(&key),
         };
-        for (id, local) in &mut network.members {
-            if id != member.as_str() && !contested.contains(id) {
-                local.peers.insert(public, peer.clone());
-            }
-        }
+        network.peers.insert(public, peer);
     }
     Some(network)
 }
@@ -189,7 +184,7 @@ fn own_member(entry: &Entry, subnet: ipnet::Ipv4Net, here: &Here, mtu: u32) -> M
         ula: ula(entry.network),
         private_key: entry.private_key.clone(),
         port: WIREGUARD_PORT,
-        peers: BTreeMap::new(),
+        contested: false,
         guard: here.guard,
     }
 }

@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::netlink::link::Seen;
 use crate::netlink::socket::Rtnl;
 use crate::netns;
-use crate::observed::{Device as ObservedDevice, ObservedPeer};
+use crate::observed::{Device as ObservedDevice, ObservedPeer, Peers};
 use crate::plan::{Link, Site};
 use crate::state::{Key, Mac, Peer, PrivateKey};
 
@@ -203,14 +203,14 @@ impl Wireguard {
             mac: None,
             port: 0,
             addresses: BTreeSet::new(),
-            peers: BTreeMap::new(),
+            peers: Peers::default(),
         };
         match self {
             Wireguard::Kernel if seen.kind == Some(InfoKind::Wireguard) => {
                 let read = read_kernel(&seen.name)?;
                 device.mac = read.public_key.as_ref().map(|key| Mac::of_key(&Key(key.0)));
                 device.port = read.listen_port.unwrap_or_default();
-                device.peers = merge(&read);
+                device.peers = merge(&read).into_iter().collect();
             }
             Wireguard::Kernel => return Ok(None),
             Wireguard::Userspace { engine, interfaces } => {

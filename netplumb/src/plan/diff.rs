@@ -8,7 +8,7 @@ use ipnet::{IpNet, Ipv4Net};
 use crate::netlink::nft::Rules;
 use crate::observed::{
     Binding, Bridge, Device, Inside, Observed, ObservedFabric, ObservedMember, ObservedNetwork, ObservedPeer,
-    Port, PortFlags, Vxlan, port_name,
+    Peers, Port, PortFlags, Vxlan, port_name,
 };
 use crate::plan::{FabricChange, InsideChange, Link, MemberChange, Op, Plan, Prune, Site};
 use crate::state::{Desired, Fabric, Guard, IPV6_MTU_MIN, Mac, Member, Network, Ours, Peer, Trace, Vtep};
@@ -61,7 +61,7 @@ impl Draft<'_> {
         for (id, member) in network.members.iter().filter(|(id, _)| traces.contains_key(*id)) {
             let site = Site { netns: member.netns.clone(), ifname: member.ifname.clone() };
             let mut draft = MemberDraft { id, site: &site, draft: self };
-            draft.member(is.members.get(id).unwrap_or(&nobody), is.fabric.as_ref(), member, &network.fabric);
+            draft.member(is.members.get(id).unwrap_or(&nobody), is.fabric.as_ref(), member, network);
         }
     }
 
@@ -159,15 +159,16 @@ impl MemberDraft<'_, '_> {
         is: &ObservedMember,
         around: Option<&ObservedFabric>,
         member: &Member,
-        fabric: &Fabric,
+        network: &Network,
     ) {
         let binding = is.binding.as_ref();
-        if binding.is_none_or(|is| is.alias != fabric.alias || !is.quiet) {
-            self.add_member(MemberChange::Namespace { alias: fabric.alias.clone() });
+        let alias = &network.fabric.alias;
+        if binding.is_none_or(|is| is.alias != *alias || !is.quiet) {
+            self.add_member(MemberChange::Namespace { alias: alias.clone() });
         }
-        self.veth(binding, around, member, fabric.mtu);
+        self.veth(binding, around, member, network);
         match &is.inside {
-            Some(inside) => self.inside(inside, binding.is_some(), member),
+            Some(inside) => self.inside(inside, binding.is_some(), member, network),
             // It fails with the reason, and nothing after it is tried.
             None => self.add_inside(InsideChange::Loopback),
         }
@@ -178,9 +179,9 @@ impl MemberDraft<'_, '_> {
         binding: Option<&Binding>,
         around: Option<&ObservedFabric>,
         member: &Member,
-        mtu: u32,
+        network: &Network,
     ) {
-        let mac = member.mac;
+        let (mac, mtu) = (member.mac, network.fabric.mtu);
         let name = port_name(self.id);
         let port = around.and_then(|fabric| fabric.ports.get(&name));
         let ethernet = binding.and_then(|is| is.ethernet.as_ref()).filter(|_| port.is_some());
@@ -211,11 +212,11 @@ impl MemberDraft<'_, '_> {
         // A new MAC flushes the neighbours.
         let nothing = BTreeMap::new();
         let kept = ethernet.is_some_and(|is| is.mac == mac);
-        self.neighbours(binding.filter(|_| kept).map_or(&nothing, |is| &is.neighbours), member);
+        self.neighbours(binding.filter(|_| kept).map_or(&nothing, |is| &is.neighbours), member, network);
     }
 
-    fn neighbours(&mut self, have: &BTreeMap<Ipv4Addr, Mac>, member: &Member) {
-        let want = || member.peers.values().map(|peer| (*peer.endpoint.ip(), peer.mac));
+    fn neighbours(&mut self, have: &BTreeMap<Ipv4Addr, Mac>, member: &Member, network: &Network) {
+        let want = || network.peers_of(member).map(|(_, peer)| (*peer.endpoint.ip(), peer.mac));
         let missing = want().filter(|(address, mac)| have.get(address) != Some(mac));
         for chunk in chunks::<_, BTreeMap<_, _>>(missing) {
             self.add_member(MemberChange::Neighbours(chunk));
@@ -229,7 +230,7 @@ impl MemberDraft<'_, '_> {
         }
     }
 
-    fn inside(&mut self, is: &Inside, bound: bool, member: &Member) {
+    fn inside(&mut self, is: &Inside, bound: bool, member: &Member, network: &Network) {
         let target = Target::of(member, is.ipv6);
         if !is.loopback {
             self.add_inside(InsideChange::Loopback);
@@ -246,7 +247,7 @@ impl MemberDraft<'_, '_> {
         let kept = self.link(is.device.as_ref(), bound, member, &target);
         let no_routes = BTreeMap::new();
         self.routes(kept, if kept.is_some() { &is.routes } else { &no_routes }, &target);
-        self.peers(kept, member);
+        self.peers(kept, member, network);
         let stale: BTreeSet<IpNet> = is.unreachable.difference(&target.prefixes).copied().collect();
         if !stale.is_empty() {
             self.add_inside(InsideChange::DropUnreachable(stale));
@@ -303,11 +304,11 @@ impl MemberDraft<'_, '_> {
         }
     }
 
-    fn peers(&mut self, is: Option<&Device>, member: &Member) {
-        let nothing = BTreeMap::new();
+    fn peers(&mut self, is: Option<&Device>, member: &Member, network: &Network) {
+        let nothing = Peers::default();
         let have = is.map_or(&nothing, |is| &is.peers);
         if self.draft.prune == Prune::All {
-            let stale = have.keys().filter(|key| !member.peers.contains_key(key)).copied();
+            let stale = have.keys().filter(|key| !network.has_peer(member, key)).copied();
             for chunk in chunks(stale) {
                 self.remove_inside(InsideChange::DropPeers(chunk));
             }
@@ -316,7 +317,7 @@ impl MemberDraft<'_, '_> {
             have.endpoint == Some(peer.endpoint) && have.allowed == peer.allowed
         };
         let changed =
-            member.peers.iter().filter(|(key, peer)| !have.get(key).is_some_and(|is| same(is, peer)));
+            network.peers_of(member).filter(|(key, peer)| !have.get(key).is_some_and(|is| same(is, peer)));
         for chunk in chunks::<_, BTreeMap<_, _>>(changed.map(|(key, peer)| (*key, peer.clone()))) {
             self.add_inside(InsideChange::Peers(chunk));
         }

@@ -62,9 +62,6 @@ fn network(index: u8, vni: u32, choice: &Choice) -> Network {
     let rows = remotes.map(|(slot, chosen)| (mac(index, *slot, *chosen), vtep(10 + chosen.1)));
     let fabric = Fabric { alias: format!("warren {index}"), vni, local: vtep(1), mtu, rows: rows.collect() };
     let members = everybody.iter().filter(|(slot, _)| *slot < MEMBERS).map(|(slot, chosen)| {
-        let others = everybody.iter().filter(|(other, _)| other != slot);
-        let peers = others
-            .map(|(other, chosen)| (key(index, *other, *chosen).public(), peer(index, *other, *chosen)));
         let (address, _) = addresses(*slot, *chosen);
         let member = Member {
             netns: netns(index, *slot),
@@ -77,12 +74,15 @@ fn network(index: u8, vni: u32, choice: &Choice) -> Network {
             ula: "fd00::/64".parse().unwrap(),
             private_key: key(index, *slot, *chosen),
             port: 51820,
-            peers: peers.collect(),
+            contested: false,
             guard: Guard::Table { listener: "127.240.0.53:61053".parse().unwrap() },
         };
         (member_id(*slot), member)
     });
-    Network { fabric, members: members.collect() }
+    let peers = everybody.iter();
+    let peers =
+        peers.map(|(slot, chosen)| (key(index, *slot, *chosen).public(), peer(index, *slot, *chosen)));
+    Network { fabric, members: members.collect(), peers: peers.collect() }
 }
 
 fn key(network: u8, slot: u8, chosen: (u8, u8, bool)) -> PrivateKey {
@@ -208,8 +208,9 @@ fn damage(state: &mut Observed, network: usize, slot: u8, kind: u8) {
                     endpoint: None,
                     allowed: device.addresses.iter().map(IpNet::addr).collect(),
                 };
-                device.peers.insert(Key([9; 32]), peer);
-                device.peers.values_mut().for_each(|peer| peer.endpoint = None);
+                let lost = |peer: &ObservedPeer| ObservedPeer { endpoint: None, ..peer.clone() };
+                let others = device.peers.iter().map(|(key, peer)| (*key, lost(peer)));
+                device.peers = others.chain([(Key([9; 32]), peer)]).collect();
             }
         }
         (8, Some(fabric), _) if fabric.ports.contains_key(&name) => {

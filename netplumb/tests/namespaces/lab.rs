@@ -176,7 +176,6 @@ pub fn network(local: Ipv4Addr, everybody: &[Identity], containers: &BTreeMap<St
     };
     let ours = everybody.iter().filter_map(|identity| Some((identity, containers.get(&identity.id)?)));
     let members = ours.map(|(identity, netns)| {
-        let others = everybody.iter().filter(|other| other.id != identity.id);
         let member = Member {
             netns: netns.clone(),
             ifname: "wg0".to_owned(),
@@ -188,12 +187,13 @@ pub fn network(local: Ipv4Addr, everybody: &[Identity], containers: &BTreeMap<St
             ula: "fd00:0:0:1::/64".parse().unwrap(),
             private_key: identity.key.clone(),
             port: 51820,
-            peers: others.map(|other| (other.public(), other.peer())).collect(),
+            contested: false,
             guard: Guard::Table { listener: "127.240.0.53:61053".parse().unwrap() },
         };
         (identity.id.clone(), member)
     });
-    Network { members: members.collect(), fabric }
+    let peers = everybody.iter().map(|identity| (identity.public(), identity.peer())).collect();
+    Network { members: members.collect(), peers, fabric }
 }
 
 /// Exactly one network.

@@ -28,7 +28,7 @@ fn members_see_all_others_and_rows_are_for_remote_ones() {
     assert_eq!(network.fabric.rows.len(), 1, "one remote live member");
     assert_eq!(network.members.len(), 2);
     for member in network.members.values() {
-        assert_eq!(member.peers.len(), 2, "the other local one and the remote one");
+        assert_eq!(network.peers_of(member).count(), 2, "the other local one and the remote one");
         assert_eq!(member.mtu, 1390);
     }
 }
@@ -40,7 +40,7 @@ fn an_own_member_that_is_not_on_disk_is_nowhere() {
     let (desired, _) = project(&view, &own[..1]);
     let network = &desired.networks[&pn().to_string()];
     assert_eq!(network.members.len(), 1);
-    assert!(network.members.values().all(|member| member.peers.is_empty()));
+    assert!(network.members.values().all(|member| network.peers_of(member).next().is_none()));
 }
 
 #[test]
@@ -106,10 +106,11 @@ fn a_contested_address_has_one_key() {
         ("c", Standing::Answering, &witness),
     ]);
     let (desired, ledger) = project(&view, &own);
-    let peers = &desired.networks[&pn().to_string()].members[own[0].member.as_str()].peers;
+    let network = &desired.networks[&pn().to_string()];
+    let peers: Vec<_> = network.peers_of(&network.members[own[0].member.as_str()]).collect();
     assert_eq!(peers.len(), 1, "the twin is in nobody's datapath");
     assert_eq!(zone_members(&view, &ledger, pn()).len(), 2);
-    assert_eq!(peers.values().next().unwrap().endpoint.port(), WIREGUARD_PORT);
+    assert_eq!(peers[0].1.endpoint.port(), WIREGUARD_PORT);
 }
 
 #[test]

@@ -67,7 +67,7 @@ fn knows(host: &Host, network: &ObservedNetwork, told: &[(Seen<'_>, Vtep)]) -> a
         };
         if let Some(device) = stands.inside.as_ref().and_then(|inside| inside.device.as_ref()) {
             let peers: BTreeMap<_, _> = others().map(peer).collect();
-            ensure!(device.peers == peers, "{label}: {member} has {:?}, and not {peers:?}", device.peers);
+            ensure!(*device.peers == peers, "{label}: {member} has {:?}, and not {peers:?}", device.peers);
         }
         if let Some(binding) = &stands.binding {
             let near = others().map(|seen| (seen.record.address, Mac::of_key(&key(seen)))).collect();

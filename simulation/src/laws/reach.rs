@@ -1,8 +1,8 @@
 //! Where a frame ends: followed from kernel to kernel, by neighbour rows, FDB rows, ports and keys, without a
 //! look at any view.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,28 +48,59 @@ impl Underlay {
         self.machines.get(number)?.as_ref()
     }
 
-    /// The member in whose container a packet to `address` is read that the container of `member` on a machine
-    /// sends; none where it is dropped.
-    fn deliver(&self, machine: usize, network: &str, member: &str, address: Ipv4Addr) -> Option<&str> {
+    /// A member's container on a machine, as what it sends leaves it; none where nothing does.
+    fn sender<'u>(&'u self, machine: usize, network: &'u str, member: &str) -> Option<Sender<'u>> {
         let here = self.machine(machine)?;
-        let from = here.member(network, member)?;
+        let (id, from) = here.members(network).find(|(id, _)| *id == member)?;
         let device = from.inside.as_ref()?.device.as_ref().filter(|device| device.up)?;
-        if device.addresses.iter().any(|own| own.addr() == address) {
-            return here.members(network).find(|(id, _)| *id == member).map(|(id, _)| id);
-        }
+        let peers = device.peers.iter().rev();
+        let routes =
+            peers.flat_map(|(key, peer)| peer.allowed.iter().map(move |ip| (*ip, (key, peer.endpoint))));
+        let binding = from.binding.as_ref();
+        let open = binding.filter(|binding| binding.ethernet.as_ref().is_some_and(|ethernet| ethernet.up));
+        Some(Sender {
+            underlay: self,
+            here,
+            network,
+            member: id,
+            own: device.addresses.iter().map(|own| own.addr()).collect(),
+            routes: routes.collect(),
+            neighbours: open.map(|binding| &binding.neighbours),
+            fabric: here.fabric(network),
+        })
+    }
+}
+
+/// A container that sends; whom its interface has as peers is read once.
+struct Sender<'u> {
+    underlay: &'u Underlay,
+    here: &'u Machine,
+    network: &'u str,
+    member: &'u str,
+    own: BTreeSet<IpAddr>,
+    routes: BTreeMap<IpAddr, (&'u Key, Option<SocketAddrV4>)>,
+    neighbours: Option<&'u BTreeMap<Ipv4Addr, Mac>>,
+    fabric: Option<&'u ObservedFabric>,
+}
+
+impl<'u> Sender<'u> {
+    /// The member in whose container a packet to `address` is read; none where it is dropped.
+    fn deliver(&self, address: Ipv4Addr) -> Option<&'u str> {
         let wanted = IpAddr::V4(address);
-        let (key, peer) = device.peers.iter().find(|(_, peer)| peer.allowed.contains(&wanted))?;
-        let binding = from.binding.as_ref()?;
-        binding.ethernet.as_ref().filter(|ethernet| ethernet.up)?;
-        let mac = binding.neighbours.get(peer.endpoint?.ip())?;
-        let fabric = here.fabric(network)?;
-        let frame = Frame { mac: *mac, key, endpoint: *peer.endpoint?.ip(), address };
+        if self.own.contains(&wanted) {
+            return Some(self.member);
+        }
+        let (key, endpoint) = *self.routes.get(&wanted)?;
+        let endpoint = *endpoint?.ip();
+        let mac = self.neighbours?.get(&endpoint)?;
+        let frame = Frame { mac: *mac, key, endpoint, address };
+        let fabric = self.fabric?;
         if fabric.local_rows.contains_key(mac) {
-            return here.arrive(network, &frame);
+            return self.here.arrive(self.network, &frame);
         }
         let vxlan = fabric.vxlan.as_ref().filter(|vxlan| vxlan.port.up && vxlan.port.enslaved)?;
         fabric.rows.get(mac)?.iter().find_map(|end| {
-            let there = self.machine(*self.by_address.get(&end.address)?)?;
+            let there = self.underlay.machine(*self.underlay.by_address.get(&end.address)?)?;
             let network = there.tunnels.get(&(vxlan.vni, end.port))?;
             there.arrive(network, &frame)
         })
@@ -136,10 +167,14 @@ pub fn no_wrong_container(cluster: &Cluster) -> anyhow::Result<()> {
         let Some(machine) = underlay.machine(number) else { continue };
         let built: BTreeMap<NetworkId, &String> =
             machine.state.networks.keys().filter_map(|name| Some((name.parse().ok()?, name))).collect();
+        let mut senders: BTreeMap<NetworkId, Vec<Sender<'_>>> = BTreeMap::new();
+        for (network, name) in &built {
+            let of_network = machine.members(name).filter_map(|(id, _)| underlay.sender(number, name, id));
+            senders.insert(*network, of_network.collect());
+        }
         for ((network, address), meant) in holders(&snapshot.view, |network| built.contains_key(network)) {
-            let Some(name) = built.get(&network) else { continue };
-            for (member, _) in machine.members(name) {
-                let Some(reached) = underlay.deliver(number, name, member, address) else { continue };
+            for sender in &senders[&network] {
+                let (member, Some(reached)) = (sender.member, sender.deliver(address)) else { continue };
                 // Who is contested has its address still, without a peer: what it sends there never leaves it.
                 if reached == member || reached == meant.member.as_str() {
                     continue;
@@ -184,14 +219,13 @@ pub fn paths_stay(cluster: &mut Cluster) -> anyhow::Result<()> {
             if sender.host >= SMALL {
                 continue;
             }
+            let sends = underlay.sender(sender.host, &name, from.as_str());
             for (to, receiver) in &members {
                 if !is_steady(cluster, receiver) || is_given_up(cluster, sender.host, receiver.host) {
                     continue;
                 }
                 let (pair, address) = (((*from).clone(), (*to).clone()), receiver.entry.address);
-                let reached =
-                    underlay.deliver(sender.host, &name, from.as_str(), address) == Some(to.as_str());
-                if reached {
+                if sends.as_ref().and_then(|sends| sends.deliver(address)) == Some(to.as_str()) {
                     now.insert(pair, address);
                     continue;
                 }
@@ -249,8 +283,9 @@ pub fn everybody_is_reached(cluster: &Cluster) -> anyhow::Result<()> {
         let name = network.to_string();
         let up = || members.iter().filter(|(_, promise)| cluster.hosts[promise.host].is_up());
         for (from, sender) in up() {
+            let sends = underlay.sender(sender.host, &name, from.as_str());
             for (to, receiver) in up() {
-                let reached = underlay.deliver(sender.host, &name, from.as_str(), receiver.entry.address);
+                let reached = sends.as_ref().and_then(|sends| sends.deliver(receiver.entry.address));
                 ensure!(
                     reached == Some(to.as_str()),
                     "{from} on {} sends to {} of {to} on {}; {reached:?} gets it",

@@ -94,8 +94,10 @@ pub fn dead_hosts_do_not(cluster: &Cluster) -> anyhow::Result<()> {
             let Some(dead_since) = dead_since(cluster, host, other) else { continue };
             // What comes late, or by others alone, comes irregularly.
             let rough = cluster.weather.is_rough() || !cluster.weather.is_open(observer, number);
-            // Its last heartbeat goes round by others: so long in a region of 40.
-            let bound = if rough { 2 } else { 1 } * timings().detection + 4 * INTERVAL;
+            // Its last heartbeat goes round by others: so long in a region of 40, longer where a bridge has to
+            // carry it from island to island.
+            let round = if cluster.weather.is_fair() { 4 } else { 10 } * INTERVAL;
+            let bound = if rough { 2 } else { 1 } * timings().detection + round;
             let late = Some(dead_since).max(since).is_some_and(|at| at + bound < Instant::now());
             if !late || hears_nobody(cluster, observer) {
                 continue;
