@@ -221,6 +221,11 @@ impl ViewBuilder {
     /// This agent publishes in a generation from now on, and its failure detector begins with it.
     pub(crate) fn publishes(&mut self, generation: u64, address: SocketAddr, now: Instant) {
         self.published = Some((generation, address));
+        self.renew(now);
+    }
+
+    /// Nobody could be heard until now: each host in answers has one detection bound to be heard again.
+    pub(crate) fn renew(&mut self, now: Instant) {
         self.hosts.values_mut().for_each(|track| track.life.renew(now));
     }
 

@@ -72,6 +72,8 @@ pub(crate) struct Seat {
     /// When the readers got the last view, and whether another waits for them.
     told: Instant,
     untold: bool,
+    /// When it was last looked at how the hosts live.
+    looked: Instant,
     served: Served,
     /// Asking for a snapshot, while the region is not known whole.
     asking: Option<BoxFuture<'static, Option<Snapshot>>>,
@@ -109,6 +111,7 @@ impl Seat {
             views: watch::Sender::default(),
             told: Instant::now(),
             untold: false,
+            looked: Instant::now(),
             served: Served::default(),
             asking: None,
             superseded: None,
@@ -217,6 +220,12 @@ impl Seat {
         let intact = self.own.holds(chitchat.self_node_state());
         let generation = self.generation.load(Ordering::Relaxed);
         self.read_held(&chitchat);
+        let still = now - std::mem::replace(&mut self.looked, now);
+        if still > self.stay.config.timings.hold {
+            // Nobody was silent: it was this host that did not listen.
+            tracing::warn!(?still, "this agent stood still: suspended, or starved of CPU");
+            self.builder.renew(now);
+        }
         self.builder.hear(beats(&chitchat), now);
         self.superseded = match self.is_superseded(&chitchat, generation) {
             true => self.superseded.or(Some(now)),

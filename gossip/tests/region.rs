@@ -141,6 +141,39 @@ fn a_restart_never_leaves_the_answers_and_a_death_does() {
     assert!(nodes.iter().all(|node| node.view().hosts.contains_key(&x)), "its records are kept");
 }
 
+#[test]
+fn who_stood_still_blames_nobody() {
+    let authority = Authority::new();
+    let watchers =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let nodes = watchers.block_on(region(&authority, 3));
+    let seeds: Vec<SocketAddr> = nodes.iter().map(|node| node.address).collect();
+    let (runtime, node) = killable(&authority, "x", anywhere(), &seeds);
+    let seen = node.gossip.view();
+    watchers.block_on(async {
+        eventually("x knows all", || node.answering() == 4).await;
+        sleep(14 * INTERVAL).await;
+        // Its only thread stands still, as a suspended machine's do.
+        runtime.spawn(async { std::thread::sleep(30 * INTERVAL) });
+        eventually("x is dead", || nodes.iter().all(|node| node.standing("x") == Some(Standing::Dead))).await;
+        let back = async {
+            eventually("x is back", || {
+                nodes.iter().all(|node| node.standing("x") == Some(Standing::Answering))
+            })
+            .await;
+        };
+        let blamed = async {
+            loop {
+                let view = seen.borrow().clone();
+                let silent = view.hosts.iter().find(|(_, host)| !host.standing.answers());
+                assert!(silent.is_none() && !view.cut_off, "to x {silent:?} is out of answers");
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::select! { () = back => {}, () = blamed => {} }
+    });
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_leaves_is_away_or_out_at_once() {
     let authority = Authority::new();

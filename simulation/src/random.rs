@@ -236,7 +236,9 @@ fn well_known(stage: &Stage, rng: &mut SmallRng) -> Option<usize> {
             let snapshot = cluster.hosts[observer].snapshot();
             snapshot.is_some_and(|s| s.view.hosts.contains_key(&cluster.hosts[host].id))
         };
-        other != host && cluster.weather.is_open(host, other) && hears(other)
+        // An old agent does not know the question.
+        let asked = cluster.hosts[other].runs != Role::Veteran;
+        other != host && asked && cluster.weather.is_open(host, other) && hears(other)
     };
     let others = |host: usize| (0..cluster.hosts.len()).filter(|other| reached(host, *other)).count();
     let calm = cluster.weather.is_fair() && cluster.weather.stirred().elapsed() > YOUNG;

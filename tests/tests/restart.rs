@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
+use rustix::process::Signal;
 use tests::dns::{Answer, Poll};
 use tests::ids::{AP, AP2, PN, name};
 use tests::{Attached, Container, Host, Lab, eventually, seconds, want};
@@ -128,6 +129,31 @@ fn a_killed_agents_names_are_never_missing() {
 #[test]
 fn a_stopped_agents_names_are_never_missing() {
     names_stay(Restart::Stopped);
+}
+
+#[test]
+fn an_agent_that_stood_still_forgets_nobody() {
+    let lab = Lab::new("still");
+    let hosts = lab.region(&["a", "b", "c"]);
+    let webs = webs(&hosts);
+    let echo = webs[0].0.echo(PORT);
+    hosts[0].signal_agent(Signal::STOP);
+    eventually(seconds(20), "the others find it dead", || {
+        let found = webs[1].0.addresses(&name(AP, PN));
+        want(found.len() == 2, found)
+    });
+    tests::wait::pause(seconds(1));
+    hosts[0].signal_agent(Signal::CONT);
+    // Nobody else was silent: it was the agent that did not listen.
+    let poll = Poll::start(webs[0].0.netns(), &webs[1].1.names[0]);
+    eventually(seconds(20), "the others have it again", || {
+        let found = webs[1].0.addresses(&name(AP, PN));
+        want(found.len() == 3, found)
+    });
+    tests::wait::pause(seconds(1));
+    never_missing(&poll.stop(), address(&webs[1].1));
+    serves_its_own(&hosts[0], &webs);
+    drop(echo);
 }
 
 #[test]
