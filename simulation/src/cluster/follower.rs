@@ -3,19 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use gossip::View;
 use gossip::id::{HostId, MemberId, NetworkId};
 use node::agent::Snapshot;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::books::{Origin, Shared, lock};
 use crate::history::{Fingerprint, History};
 use crate::laws::names::{self, Served};
 use crate::laws::{SMALL, claims};
 
-/// Notes what the agent of `host` sees whenever that changes, for ever.
+/// Notes what the agent of `host` sees whenever that changes, for ever; in a large region, once a second, for
+/// it would be most of the work.
 pub(super) async fn follow(
     label: String,
     mut snapshots: watch::Receiver<Snapshot>,
@@ -47,7 +49,11 @@ pub(super) async fn follow(
             history.note(format_args!("{label} sees {}", describe(&snapshot, seen)));
             last = seen;
         }
+        let is_large = snapshot.view.hosts.len() > SMALL;
         drop(snapshot);
+        if is_large {
+            sleep(Duration::from_secs(1)).await;
+        }
         if snapshots.changed().await.is_err() {
             return;
         }
