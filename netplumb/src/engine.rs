@@ -6,11 +6,20 @@
 //! quick repetition of a first initiation, padding, ICMP errors, and limits its code only assumes.
 //!
 //! It never reads routes or addresses of the kernel, and never moves an endpoint.
+//!
+//! [`Engine`] is the thread with its interfaces. It lives in a process of its own ([`Process`]) that outlives the
+//! agent; [`Remote`] is the agent's end of it. Each of the two holds every descriptor and gives them back to the
+//! other's successor, so that either may die or be upgraded; nothing is stored. DNS sockets are held the same way.
 
+mod channel;
 mod device;
 mod event_loop;
 mod packet;
 mod peer;
+pub mod privileges;
+mod process;
+mod protocol;
+mod remote;
 #[cfg(test)]
 mod tests;
 mod tunnels;
@@ -25,20 +34,25 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 pub use self::device::open_tun;
 use self::event_loop::{Command, EventLoop, Port, Ports};
+pub use self::process::Process;
+pub use self::protocol::PeerConfig;
+use self::protocol::{OLDEST, VERSION};
+pub use self::remote::{Facts, Remote};
 use self::tunnels::Tunnels;
 use crate::state::{Key, PrivateKey};
 
 /// One WireGuard interface: its descriptors and its own identity.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Interface {
     /// The TUN device, from [`open_tun`]; it may have been moved to another network namespace since.
-    pub tun: OwnedFd,
+    pub tun: Arc<OwnedFd>,
     /// The bound UDP socket (IPv4).
-    pub udp: OwnedFd,
+    pub udp: Arc<OwnedFd>,
     /// The interface's private key.
     pub private_key: PrivateKey,
     /// MTU of the TUN device, in bytes: padding never makes a packet longer than this.
@@ -50,7 +64,7 @@ pub struct Interface {
 }
 
 /// An interface as the engine has it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InterfaceState {
     /// The public key of the interface's private key.
     pub public_key: Key,
@@ -61,7 +75,7 @@ pub struct InterfaceState {
 }
 
 /// A peer as the engine has it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PeerState {
     /// Where its messages go: always what `set_peer` said last.
     pub endpoint: SocketAddrV4,
@@ -76,7 +90,7 @@ pub struct PeerState {
 }
 
 /// Packets and messages that were not delivered, since the interface was added.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// Neither an IP packet nor a WireGuard message, or with a wrong first MAC.
     pub malformed: u64,
@@ -111,6 +125,21 @@ pub enum EngineError {
     /// The thread ended, which it does only by a failure of epoll or a bug.
     #[error("the engine's thread has ended: start another engine")]
     Ended,
+    /// The process that holds our descriptors is of a build too far from this one.
+    #[error(
+        "the engine (process {pid}) speaks version {theirs} of its protocol, this agent {OLDEST} to {VERSION}: \
+         install an agent of the engine's version, or end the engine with `kill {pid}` (the traffic of this \
+         host's containers stops until the agent has started)"
+    )]
+    Version {
+        /// The engine's process.
+        pid: i32,
+        /// What it speaks.
+        theirs: u16,
+    },
+    /// The engine's process cannot be reached, or not be started.
+    #[error("the engine's process does not answer: {0}")]
+    Unreachable(io::Error),
     /// The descriptors could not be watched.
     #[error("cannot watch the interface's descriptors, are they a TUN and a UDP socket? {0}")]
     Io(#[from] io::Error),
@@ -136,14 +165,17 @@ impl Engine {
         Ok(Engine { commands: Some(commands), wake, thread: Some(thread) })
     }
 
-    /// Serves `interface` under the name `id`, without peers.
-    pub fn add(&self, id: &str, interface: Interface) -> Result<(), EngineError> {
+    /// Serves `interface` under the name `id`. No packet is taken before all `peers` are known.
+    pub fn add(&self, id: &str, interface: Interface, peers: Vec<PeerConfig>) -> Result<(), EngineError> {
         let Interface { tun, udp, private_key, mtu, address, address6 } = interface;
         device::prepare(&tun, &udp)?;
         let tunnels = Tunnels::new(&private_key, mtu, address, address6, Instant::now());
         let (id, port) = (id.to_owned(), Box::new(Port::new(tun, udp, tunnels)));
-        let added = self.call(move |ports| ports.add(&id, port)).ok_or(EngineError::Ended)?;
-        added.map_err(|(error, _port)| error)
+        let added = self.call(move |ports| {
+            ports.add(&id, port)?;
+            peers.iter().try_for_each(|peer| ports.set_peer(&id, peer)).map_err(|error| (error, None))
+        });
+        added.ok_or(EngineError::Ended)?.map_err(|(error, _port)| error)
     }
 
     /// Forgets the interface and closes its descriptors here, on the calling thread: closing a TUN's
@@ -153,20 +185,18 @@ impl Engine {
         drop(self.call(move |ports| ports.remove(&id)));
     }
 
-    /// Adds a peer, or changes its endpoint and addresses and keeps its session. `allowed` are single
-    /// addresses; one that another peer had moves to this one, as in the kernel. An endpoint with
-    /// address or port zero means none. `greet` sends an initiation at once, unless there is a session.
-    pub fn set_peer(
-        &self,
-        id: &str,
-        key: Key,
-        endpoint: SocketAddrV4,
-        allowed: BTreeSet<IpAddr>,
-        greet: bool,
-    ) -> Result<(), EngineError> {
+    /// Adds peers, or changes their endpoints and addresses and keeps their sessions. An allowed address that
+    /// another peer had moves to this one, as in the kernel.
+    pub fn set_peers(&self, id: &str, peers: Vec<PeerConfig>) -> Result<(), EngineError> {
         let id = id.to_owned();
-        self.call(move |ports| ports.set_peer(&id, key, endpoint, &allowed, greet))
+        self.call(move |ports| peers.iter().try_for_each(|peer| ports.set_peer(&id, peer)))
             .unwrap_or(Err(EngineError::Ended))
+    }
+
+    /// Changes how long a padded packet may be.
+    pub fn set_mtu(&self, id: &str, mtu: u32) {
+        let id = id.to_owned();
+        self.call(move |ports| ports.set_mtu(&id, mtu));
     }
 
     /// Changes the interface's own addresses, from which ICMP errors come.
@@ -175,10 +205,21 @@ impl Engine {
         self.call(move |ports| ports.set_address(&id, address, address6));
     }
 
-    /// Removes a peer and its session.
-    pub fn remove_peer(&self, id: &str, key: &Key) {
-        let (id, key) = (id.to_owned(), *key);
-        self.call(move |ports| ports.remove_peer(&id, &key));
+    /// Removes peers and their sessions.
+    pub fn remove_peers(&self, id: &str, peers: Vec<Key>) {
+        let id = id.to_owned();
+        self.call(move |ports| peers.iter().for_each(|key| ports.remove_peer(&id, key)));
+    }
+
+    /// The names of all interfaces.
+    pub fn ids(&self) -> Vec<String> {
+        self.call(|ports| ports.ids()).unwrap_or_default()
+    }
+
+    /// The interface as it was added, with what has changed since.
+    pub fn interface(&self, id: &str) -> Option<Interface> {
+        let id = id.to_owned();
+        self.call(move |ports| ports.interface(&id))?
     }
 
     /// The interface with its peers, or None without such an interface.

@@ -36,8 +36,8 @@ pub trait Kernel: Send + Sync + 'static {
     /// enough while sockets of ours pin the namespace: an inode in use is not given twice.
     fn alive(&self, netns: &NetnsRef, inode: u64) -> impl Future<Output = bool> + Send;
 
-    /// Removes the namespaces in the run directory that `ours` does not name: what an earlier life of
-    /// this agent left whose journal is lost. The directory is this agent's alone.
+    /// Removes the namespaces in the run directory that `ours` does not name, and what the engine serves of
+    /// others: what an earlier life of this agent left. Both are this agent's alone.
     fn sweep(&self, ours: &Ours) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Removes what bears our mark in a container that no journal entry names, see
@@ -47,8 +47,8 @@ pub trait Kernel: Send + Sync + 'static {
     fn clean(&self, netns: &NetnsRef) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Where the interfaces of these members stand, named by member id and public key, in whatever
-    /// container: how an agent whose journal is lost finds its members again. With WireGuard in
-    /// userspace there are none: interface and key ended with the agent.
+    /// container: how an agent whose journal is lost finds its members again. Interface and key
+    /// outlive the agent, in the kernel or with the engine.
     fn find(&self, members: &BTreeMap<String, Key>) -> impl Future<Output = Vec<Found>> + Send;
 
     /// What stands of `ours`.

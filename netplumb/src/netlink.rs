@@ -27,6 +27,7 @@ use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_route::link::LinkAttribute;
 use tokio::time::Instant;
 
+use crate::engine::Remote;
 use crate::error::Error;
 use crate::kernel::{Container, Found, Kernel, NetnsSource, Problem, Traffic};
 use crate::netlink::link::{BRIDGE, ETHERNET, LOOPBACK, VXLAN};
@@ -77,16 +78,20 @@ struct Host {
 
 impl NetlinkKernel {
     /// Namespaces of ours are mounts in `<run_dir>/netns/`. The host's namespace is the calling
-    /// thread's. With the engine as backend its thread starts.
+    /// thread's. `engine` does WireGuard where the kernel does not.
     ///
     /// Errors: [`Error::NoWireguard`] with [`Backend::Kernel`] on a kernel without it, and whatever
     /// keeps a netlink socket or a thread from being made.
-    pub fn new(run_dir: impl Into<PathBuf>, backend: Backend) -> Result<NetlinkKernel, Error> {
+    pub fn new(
+        run_dir: impl Into<PathBuf>,
+        backend: Backend,
+        engine: Arc<Remote>,
+    ) -> Result<NetlinkKernel, Error> {
         let failed = |error| Error::kernel("look at the host's network namespace", error);
         let wireguard = match (backend, backend != Backend::Userspace && wireguard::kernel_has_wireguard()) {
             (Backend::Kernel, false) => return Err(Error::NoWireguard),
             (Backend::Kernel | Backend::Auto, true) => Wireguard::Kernel,
-            (Backend::Userspace, _) | (Backend::Auto, false) => Wireguard::userspace().map_err(failed)?,
+            (Backend::Userspace, _) | (Backend::Auto, false) => Wireguard::Userspace(engine),
         };
         Ok(NetlinkKernel(Arc::new(Host {
             namespaces: Namespaces::new(&run_dir.into()),
@@ -288,6 +293,8 @@ impl Host {
     }
 
     fn sweep(&self, ours: &Ours) -> Result<(), Error> {
+        let ids = ours.networks.values().flat_map(|members| members.keys().map(String::as_str));
+        self.wireguard.retain(&ids.collect());
         let members = ours.networks.values().flat_map(|members| members.keys().map(|id| binding_name(id)));
         let named: BTreeSet<String> =
             ours.networks.keys().map(|name| fabric_name(name)).chain(members).collect();

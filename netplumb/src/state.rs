@@ -183,7 +183,7 @@ pub struct NetnsRef {
 pub struct Mac(pub [u8; 6]);
 
 /// A WireGuard public key.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Key(pub [u8; 32]);
 
 /// A WireGuard private key; never printed.

@@ -13,10 +13,11 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use boringtun::x25519::{PublicKey, StaticSecret};
-use netplumb::engine::{Engine, EngineError, Interface, InterfaceState, open_tun};
+use netplumb::engine::{Engine, EngineError, Interface, InterfaceState, PeerConfig, open_tun};
 use netplumb::state::{Key, PrivateKey};
 use scratch::Netns;
 use tokio::time::Instant;
@@ -72,20 +73,24 @@ impl Member {
     }
 
     fn serve(&self, engine: &Engine) {
-        let udp = self.bind.run(|| UdpSocket::bind("0.0.0.0:51820").unwrap()).into();
+        let udp: OwnedFd = self.bind.run(|| UdpSocket::bind("0.0.0.0:51820").unwrap()).into();
         let interface = Interface {
-            tun: self.tun(),
-            udp,
+            tun: self.tun().into(),
+            udp: udp.into(),
             private_key: self.private_key(),
             mtu: MTU,
             address: self.address(),
             address6: Some(format!("fd00:0:0:1::{}", self.number).parse().unwrap()),
         };
-        engine.add(&self.id, interface).unwrap();
+        engine.add(&self.id, interface, vec![]).unwrap();
+    }
+
+    fn as_peer(&self, endpoint: SocketAddrV4, greet: bool) -> PeerConfig {
+        PeerConfig { key: self.key(), endpoint, allowed: self.allowed(), greet }
     }
 
     fn knows(&self, engine: &Engine, other: &Member, greet: bool) {
-        engine.set_peer(&self.id, other.key(), other.endpoint(), other.allowed(), greet).unwrap();
+        engine.set_peers(&self.id, vec![other.as_peer(other.endpoint(), greet)]).unwrap();
     }
 
     fn state(&self, engine: &Engine) -> InterfaceState {
@@ -228,7 +233,7 @@ fn a_replay_from_another_address_moves_no_endpoint() {
     a.bind.sh("ip route add 198.51.100.0/24 via 192.0.2.2");
     let via: SocketAddrV4 = "198.51.100.7:51820".parse().unwrap();
     let wire = attacker.run(|| UdpSocket::bind("0.0.0.0:51820").unwrap());
-    engine.set_peer(&a.id, b.key(), via, b.allowed(), true).unwrap();
+    engine.set_peers(&a.id, vec![b.as_peer(via, true)]).unwrap();
     let mut message = [0; 2048];
     wire.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     let length = wire.recv(&mut message).unwrap();
@@ -245,7 +250,7 @@ fn a_removed_peer_is_cut_off_and_comes_back() {
     let engine = Engine::start().unwrap();
     let (a, b) = pair(&engine);
     assert!(a.pings("10.240.0.2", ""));
-    engine.remove_peer(&b.id, &a.key());
+    engine.remove_peers(&b.id, vec![a.key()]);
     assert!(!a.pings("10.240.0.2", "-W 1"));
     assert_eq!(b.state(&engine).peers.len(), 0);
     b.knows(&engine, &a, false);
@@ -256,12 +261,12 @@ fn a_removed_peer_is_cut_off_and_comes_back() {
 fn names_are_added_once_and_unknown_ones_are_an_error() {
     let engine = Engine::start().unwrap();
     let (a, b) = pair(&engine);
-    let udp = a.bind.run(|| UdpSocket::bind("0.0.0.0:0").unwrap()).into();
-    let tun = a.bind.run(|| open_tun("wg9").unwrap());
+    let udp: OwnedFd = a.bind.run(|| UdpSocket::bind("0.0.0.0:0").unwrap()).into();
+    let (tun, udp) = (Arc::new(a.bind.run(|| open_tun("wg9").unwrap())), Arc::new(udp));
     let again =
         Interface { tun, udp, private_key: a.private_key(), mtu: MTU, address: a.address(), address6: None };
-    assert!(matches!(engine.add("m1", again), Err(EngineError::Exists(_))));
-    let unknown = engine.set_peer("m9", b.key(), b.endpoint(), b.allowed(), false);
+    assert!(matches!(engine.add("m1", again, vec![]), Err(EngineError::Exists(_))));
+    let unknown = engine.set_peers("m9", vec![b.as_peer(b.endpoint(), false)]);
     assert!(matches!(unknown, Err(EngineError::NoInterface(_))));
     assert!(engine.observe("m9").is_none());
     assert!(a.pings("10.240.0.2", ""));
@@ -285,7 +290,7 @@ fn a_namespace_that_dies_takes_its_tun_but_not_the_thread() {
     drop(app);
     assert!(engine.observe(id).is_some());
     eventually("the others go on", || a.pings("10.240.0.2", ""));
-    engine.set_peer(id, b.key(), b.endpoint(), b.allowed(), true).unwrap();
+    engine.set_peers(id, vec![b.as_peer(b.endpoint(), true)]).unwrap();
     engine.remove(id);
     drop(bind);
     assert!(b.pings("10.240.0.1", ""));
@@ -322,7 +327,7 @@ fn it_interoperates_with_wireguard_go() {
     ));
     assert!(a.pings("10.240.0.2", ""), "they answer us");
     assert!(a.pings("10.240.0.2", "-s 8000"));
-    engine.remove_peer(&a.id, &b.key());
+    engine.remove_peers(&a.id, vec![b.key()]);
     a.knows(&engine, &b, false);
     eventually("we answer them, after we lost the session", || {
         b.bind.try_sh("ping -n -c 1 -W 1 10.240.0.1").0

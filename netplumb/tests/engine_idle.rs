@@ -7,9 +7,10 @@ mod scratch;
 mod wait;
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use netplumb::engine::{Engine, Interface, open_tun};
+use netplumb::engine::{Engine, Interface, PeerConfig, open_tun};
 use netplumb::state::{Key, PrivateKey};
 use scratch::Netns;
 use tokio::time::Instant;
@@ -25,16 +26,16 @@ fn cpu_ticks() -> u64 {
 fn add(engine: &Engine, bind: &Netns, id: &str) {
     let name = id.to_owned();
     let (tun, udp) =
-        bind.run(move || (open_tun(&name).unwrap(), UdpSocket::bind("0.0.0.0:0").unwrap().into()));
+        bind.run(move || (open_tun(&name).unwrap(), OwnedFd::from(UdpSocket::bind("0.0.0.0:0").unwrap())));
     let interface = Interface {
-        tun,
-        udp,
+        tun: tun.into(),
+        udp: udp.into(),
         private_key: PrivateKey([9; 32]),
         mtu: 1390,
         address: Ipv4Addr::new(10, 240, 0, 1),
         address6: None,
     };
-    engine.add(id, interface).unwrap();
+    engine.add(id, interface, vec![]).unwrap();
 }
 
 #[test]
@@ -49,7 +50,10 @@ fn lazy_peers_cost_nothing_and_a_dead_tun_does_not_spin() {
             let mut key = [5; 32];
             key[..4].copy_from_slice(&number.to_le_bytes());
             let allowed = [IpAddr::V4(Ipv4Addr::from(0x0af0_0100 + number))].into();
-            engine.set_peer(&id, Key(key), "192.0.2.9:51820".parse().unwrap(), allowed, false).unwrap();
+            let endpoint = "192.0.2.9:51820".parse().unwrap();
+            engine
+                .set_peers(&id, vec![PeerConfig { key: Key(key), endpoint, allowed, greet: false }])
+                .unwrap();
         }
     }
     // Two X25519 operations for each of the 10,000 would take a second of the thread alone.

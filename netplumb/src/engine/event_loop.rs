@@ -1,7 +1,7 @@
 //! The engine's thread: one epoll for all interfaces, level-triggered.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::device::{self, Read};
 use super::tunnels::{BUFFER, Outlet, Tunnels, Turn};
-use super::{EngineError, InterfaceState};
+use super::{EngineError, Interface, InterfaceState, PeerConfig};
 use crate::state::Key;
 
 /// Packets taken from one descriptor before the next one has its turn.
@@ -52,8 +52,8 @@ pub(super) struct Ports {
 
 /// One interface and its descriptors.
 pub(super) struct Port {
-    tun: OwnedFd,
-    udp: OwnedFd,
+    tun: Arc<OwnedFd>,
+    udp: Arc<OwnedFd>,
     tunnels: Tunnels,
     dropped: u64,
 }
@@ -113,14 +113,14 @@ impl EventLoop {
 
 impl Ports {
     /// Serves the port, or gives it back, so that another thread closes it.
-    pub(super) fn add(&mut self, id: &str, port: Box<Port>) -> Result<(), (EngineError, Box<Port>)> {
+    pub(super) fn add(&mut self, id: &str, port: Box<Port>) -> Result<(), (EngineError, Option<Box<Port>>)> {
         if self.numbers.contains_key(id) {
-            return Err((EngineError::Exists(id.to_owned()), port));
+            return Err((EngineError::Exists(id.to_owned()), Some(port)));
         }
         let number = self.next_number;
         self.next_number += 1;
         if let Err(error) = self.watch(number, &port) {
-            return Err((EngineError::Io(error.into()), port));
+            return Err((EngineError::Io(error.into()), Some(port)));
         }
         self.numbers.insert(id.to_owned(), number);
         self.ports.insert(number, port);
@@ -147,15 +147,21 @@ impl Ports {
         Some(port)
     }
 
-    pub(super) fn set_peer(
-        &mut self,
-        id: &str,
-        key: Key,
-        endpoint: SocketAddrV4,
-        allowed: &BTreeSet<IpAddr>,
-        greet: bool,
-    ) -> Result<(), EngineError> {
-        let added = self.with(id, |tunnels, turn| tunnels.set_peer(key, endpoint, allowed, greet, turn));
+    pub(super) fn ids(&self) -> Vec<String> {
+        self.numbers.keys().cloned().collect()
+    }
+
+    pub(super) fn interface(&self, id: &str) -> Option<Interface> {
+        let port = self.ports.get(self.numbers.get(id)?)?;
+        Some(port.tunnels.interface(port.tun.clone(), port.udp.clone()))
+    }
+
+    pub(super) fn set_mtu(&mut self, id: &str, mtu: u32) {
+        self.with(id, |tunnels, _| tunnels.set_mtu(mtu));
+    }
+
+    pub(super) fn set_peer(&mut self, id: &str, peer: &PeerConfig) -> Result<(), EngineError> {
+        let added = self.with(id, |tunnels, turn| tunnels.set_peer(peer, turn));
         match added {
             None => Err(EngineError::NoInterface(id.to_owned())),
             Some(false) => Err(EngineError::Full(id.to_owned())),
@@ -230,7 +236,7 @@ impl Ports {
 }
 
 impl Port {
-    pub(super) fn new(tun: OwnedFd, udp: OwnedFd, tunnels: Tunnels) -> Port {
+    pub(super) fn new(tun: Arc<OwnedFd>, udp: Arc<OwnedFd>, tunnels: Tunnels) -> Port {
         Port { tun, udp, tunnels, dropped: 0 }
     }
 

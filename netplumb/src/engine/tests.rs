@@ -8,9 +8,9 @@ use boringtun::x25519::{PublicKey, StaticSecret};
 use proptest::prelude::*;
 use tokio::time::Instant;
 
-use super::Counters;
 use super::packet::tests::packet4;
 use super::tunnels::{BUFFER, Outlet, Tunnels, Turn};
+use super::{Counters, PeerConfig};
 use crate::state::{Key, PrivateKey};
 
 const INITIATION: u8 = 1;
@@ -41,6 +41,10 @@ impl Outlet for Sent {
     }
 }
 
+fn config<const N: usize>(key: Key, endpoint: SocketAddrV4, allowed: [IpAddr; N]) -> PeerConfig {
+    PeerConfig { key, endpoint, allowed: allowed.into(), greet: false }
+}
+
 impl Host {
     fn new(number: u8) -> Host {
         let private_key = PrivateKey([number; 32]);
@@ -59,8 +63,8 @@ impl Host {
     }
 
     fn knows(&mut self, other: &Host, number: u8, greet: bool) {
-        let (key, allowed) = (other.key(), BTreeSet::from([address(number).into()]));
-        assert!(self.act(|tunnels, turn| tunnels.set_peer(key, endpoint(number), &allowed, greet, turn)));
+        let peer = PeerConfig { greet, ..config(other.key(), endpoint(number), [address(number).into()]) };
+        assert!(self.act(|tunnels, turn| tunnels.set_peer(&peer, turn)));
     }
 
     fn sends(&mut self, packet: &[u8]) {
@@ -211,8 +215,8 @@ fn a_changed_endpoint_keeps_the_session() {
     let (mut a, mut b) = pair();
     a.sends(&udp(1, 2));
     settle(&mut a, &mut b);
-    let (key, allowed) = (b.key(), BTreeSet::from([address(2).into(), address(7).into()]));
-    a.act(|tunnels, turn| tunnels.set_peer(key, endpoint(7), &allowed, false, turn));
+    let moved = config(b.key(), endpoint(7), [address(2).into(), address(7).into()]);
+    a.act(|tunnels, turn| tunnels.set_peer(&moved, turn));
     a.sends(&udp(1, 7));
     assert_eq!((a.sent.network[0].0, a.sent.network[0].1[0]), (endpoint(7), DATA));
 }
@@ -235,9 +239,9 @@ fn packets_for_nobody_are_refused_but_not_without_limit() {
     let (mut a, b) = pair();
     a.sends(&udp(1, 9));
     assert_eq!((a.sent.host.len(), a.sent.host[0][20..22].to_vec()), (1, vec![3, 1]));
-    let (key, allowed) = (b.key(), BTreeSet::from([address(2).into()]));
     let nowhere = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
-    a.act(|tunnels, turn| tunnels.set_peer(key, nowhere, &allowed, true, turn));
+    let lost = PeerConfig { greet: true, ..config(b.key(), nowhere, [address(2).into()]) };
+    a.act(|tunnels, turn| tunnels.set_peer(&lost, turn));
     a.sends(&udp(1, 2));
     assert_eq!((a.sent.host.len(), a.sent.network.len()), (2, 0), "a peer without endpoint");
     for _ in 0..1000 {
@@ -385,8 +389,8 @@ fn a_thousand_peers_are_configuration_only() {
     for number in 0..1000_u32 {
         let mut key = [7; 32];
         key[..4].copy_from_slice(&number.to_le_bytes());
-        let allowed = BTreeSet::from([IpAddr::V4(Ipv4Addr::from(0x0af0_0100 + number))]);
-        a.act(|tunnels, turn| tunnels.set_peer(Key(key), endpoint(2), &allowed, false, turn));
+        let peer = config(Key(key), endpoint(2), [Ipv4Addr::from(0x0af0_0100 + number).into()]);
+        a.act(|tunnels, turn| tunnels.set_peer(&peer, turn));
     }
     assert!(!a.tunnels.live() && a.tunnels.retry_due().is_none());
     assert!(size_of::<super::peer::Peer>() <= 200, "{}", size_of::<super::peer::Peer>());

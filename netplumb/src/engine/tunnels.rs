@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use tokio::time::Instant;
 
 use super::packet;
 use super::peer::{Identity, Peer, Received};
-use super::{Counters, InterfaceState, PeerState};
+use super::{Counters, Interface, InterfaceState, PeerConfig, PeerState};
 use crate::state::{Key, PrivateKey};
 
 /// Room for the largest packet and WireGuard's 32 bytes around it: boringtun panics on less.
@@ -108,16 +109,26 @@ impl Tunnels {
         (self.address, self.address6) = (address, address6);
     }
 
+    pub(super) fn set_mtu(&mut self, mtu: u32) {
+        self.mtu = mtu as usize;
+    }
+
+    /// The interface as it would be added anew, with these descriptors.
+    pub(super) fn interface(&self, tun: Arc<OwnedFd>, udp: Arc<OwnedFd>) -> Interface {
+        Interface {
+            tun,
+            udp,
+            private_key: PrivateKey(self.identity.private_key.to_bytes()),
+            mtu: self.mtu as u32,
+            address: self.address,
+            address6: self.address6,
+        }
+    }
+
     /// Adds the peer or changes it in place; an address that another peer had moves to this one, as in
     /// the kernel. False when there are 2^24 peers already.
-    pub(super) fn set_peer(
-        &mut self,
-        key: Key,
-        endpoint: SocketAddrV4,
-        allowed: &BTreeSet<IpAddr>,
-        greet: bool,
-        turn: &mut Turn<'_>,
-    ) -> bool {
+    pub(super) fn set_peer(&mut self, config: &PeerConfig, turn: &mut Turn<'_>) -> bool {
+        let PeerConfig { key, endpoint, ref allowed, greet } = *config;
         let Some(slot) = self.slot_of(key, endpoint) else { return false };
         self.forget_rows(slot);
         self.endpoints.insert(endpoint, slot);

@@ -173,7 +173,7 @@ fn tell_addresses(
     site: &Site,
     newest: Option<IpAddr>,
 ) -> Result<(), Error> {
-    let Wireguard::Userspace { .. } = wireguard else { return Ok(()) };
+    let Wireguard::Userspace(_) = wireguard else { return Ok(()) };
     let read = site.netns.enter(|| -> io::Result<(Vec<Ipv4Addr>, Vec<Ipv6Addr>)> {
         let mut route = Rtnl::here()?;
         let index = index(&mut route, member, site)?;
@@ -190,7 +190,7 @@ fn tell_addresses(
     let (v4, v6) =
         read.map_err(|error| Error::kernel(format!("read the addresses of {}", site.ifname), error))?;
     if let Some(address) = v4.last() {
-        wireguard.set_address(member, *address, v6.last().copied());
+        wireguard.set_address(member, *address, v6.last().copied())?;
     }
     Ok(())
 }

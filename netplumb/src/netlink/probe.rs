@@ -44,7 +44,7 @@ fn tried(wireguard: &Wireguard, nf_tables: bool) -> Vec<Problem> {
     if let Err(error) = links() {
         report(true, error);
     }
-    if let (Wireguard::Userspace { .. }, Err(error)) = (wireguard, open_tun("probe-tun")) {
+    if let (Wireguard::Userspace(_), Err(error)) = (wireguard, open_tun("probe-tun")) {
         report(true, Error::NoTun(error));
     }
     if !nf_tables {

@@ -8,18 +8,16 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
-use netlink_packet_route::link::InfoKind;
-
 use crate::kernel::Found;
 use crate::netlink::socket::Rtnl;
-use crate::netlink::wireguard::{Wireguard, group, read_kernel};
+use crate::netlink::wireguard::{Wireguard, group};
 use crate::netns;
-use crate::state::{Key, NetnsRef, PrivateKey};
+use crate::state::{Key, NetnsRef};
 
 /// Looks into every namespace that is mounted or that a process is in. One that ends meanwhile, or
 /// cannot be entered, has no member of ours that could be kept.
 pub(crate) fn find(wireguard: &Wireguard, members: &BTreeMap<String, Key>) -> Vec<Found> {
-    if !matches!(wireguard, Wireguard::Kernel) || members.is_empty() {
+    if members.is_empty() {
         return Vec::new();
     }
     let mut seen = BTreeSet::new();
@@ -29,7 +27,7 @@ pub(crate) fn find(wireguard: &Wireguard, members: &BTreeMap<String, Key>) -> Ve
         let Ok(namespace) = netns::open(&path) else { continue };
         let Ok(inode) = rustix::fs::fstat(&namespace).map(|stat| stat.st_ino) else { continue };
         if seen.insert(inode)
-            && let Ok(Ok(here)) = netns::enter(namespace.as_fd(), || look(&path, inode, members))
+            && let Ok(Ok(here)) = netns::enter(namespace.as_fd(), || look(wireguard, &path, inode, members))
         {
             found.extend(here);
         }
@@ -37,13 +35,18 @@ pub(crate) fn find(wireguard: &Wireguard, members: &BTreeMap<String, Key>) -> Ve
     found
 }
 
-fn look(path: &std::path::Path, inode: u64, members: &BTreeMap<String, Key>) -> io::Result<Vec<Found>> {
+fn look(
+    wireguard: &Wireguard,
+    path: &std::path::Path,
+    inode: u64,
+    members: &BTreeMap<String, Key>,
+) -> io::Result<Vec<Found>> {
     let netns = NetnsRef { path: path.to_owned(), cookie: netns::cookie()? };
     let mut found = Vec::new();
     for (ifname, link) in Rtnl::here()?.links()? {
         let marked = members.iter().find(|(member, _)| link.group == group(member));
-        let Some((member, key)) = marked.filter(|_| link.kind == Some(InfoKind::Wireguard)) else { continue };
-        let private_key = read_kernel(&ifname)?.private_key.map(|key| PrivateKey(key.0));
+        let Some((member, key)) = marked else { continue };
+        let private_key = wireguard.private_key(member, &link)?;
         if let Some(private_key) = private_key.filter(|private_key| private_key.public() == *key) {
             found.push(Found { member: member.clone(), netns: netns.clone(), inode, ifname, private_key });
         }

@@ -267,11 +267,22 @@ async fn an_agent_that_starts_again_finds_everything() {
     let mut again = Reconciler::new(world.hosts[0].kernel.clone());
     assert_eq!(again.reconcile(&desired, &ours(&desired), Prune::All).await.writes(), 0);
 
-    // With the engine's process its TUN went; whatever else is there is kept.
+    // The engine gives back what it holds: nothing is written.
+    let link = world.containers[0].run("ip -d link show wg0");
     world.hosts[0].restart();
     again = Reconciler::new(world.hosts[0].kernel.clone());
-    world.reconcilers[0] = Reconciler::new(world.hosts[0].kernel.clone());
+    assert_eq!(again.reconcile(&desired, &ours(&desired), Prune::All).await.writes(), 0);
+    assert_eq!(world.containers[0].run("ip -d link show wg0"), link);
+    assert!(world.ping(56));
+
+    // Agent and engine both gone, the TUN goes with them; whatever else is there is kept.
+    drop(again);
+    let [_, other] = &world.hosts;
+    world.reconcilers[0] = Reconciler::new(other.kernel.clone());
+    world.hosts[0].crash();
     assert!(!world.containers[0].succeeds("ip link show wg0"));
+    again = Reconciler::new(world.hosts[0].kernel.clone());
+    world.reconcilers[0] = Reconciler::new(world.hosts[0].kernel.clone());
     let report = again.reconcile(&desired, &ours(&desired), Prune::All).await;
     assert_clean(&report);
     let kinds: Vec<&str> = report.steps.iter().map(|step| step.op.kind()).collect();

@@ -18,8 +18,6 @@ trait Twin {
     type Kernel: Kernel + Clone;
     fn new() -> Self;
     fn kernel(&self) -> Self::Kernel;
-    /// Interfaces outlive the agent, and their keys with them.
-    fn keeps_keys(&self) -> bool;
     fn start_container(&mut self) -> NetnsRef;
     fn stop_container(&mut self, netns: &NetnsRef);
     /// An interface of this name that is not ours.
@@ -40,9 +38,6 @@ impl Twin for InMemory {
     }
     fn kernel(&self) -> MemoryKernel {
         self.kernel.clone()
-    }
-    fn keeps_keys(&self) -> bool {
-        true
     }
     fn start_container(&mut self) -> NetnsRef {
         self.started += 1;
@@ -78,9 +73,6 @@ impl Twin for Real {
     }
     fn kernel(&self) -> NetlinkKernel {
         self.host.kernel.clone()
-    }
-    fn keeps_keys(&self) -> bool {
-        self.host.kernel.kernel_wireguard()
     }
     fn start_container(&mut self) -> NetnsRef {
         let space = Space::new();
@@ -296,8 +288,7 @@ async fn members_of_a_lost_journal_are_found<T: Twin>() {
     let found = kernel.find(&wanted).await;
     let expected =
         found.iter().map(|f| (f.member.as_str(), f.netns.cookie, f.ifname.as_str(), &f.private_key));
-    let there = twin.keeps_keys().then_some(("a", netns.cookie, "wg0", &private_key));
-    assert_eq!(expected.collect::<Vec<_>>(), there.into_iter().collect::<Vec<_>>());
+    assert_eq!(expected.collect::<Vec<_>>(), [("a", netns.cookie, "wg0", &private_key)]);
     let other = BTreeMap::from([("a".to_owned(), netplumb::state::PrivateKey([9; 32]).public())]);
     assert_eq!(kernel.find(&other).await, [], "another key is another member");
     twin.stop_container(&netns);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
+use netplumb::engine::{Process, Remote};
 use netplumb::state::{
     Desired, Fabric, Guard, Key, Mac, Member, NetnsRef, Network, Ours, Peer, PrivateKey, Trace, Vtep,
     fabric_mtu, wg_mtu,
@@ -88,14 +89,21 @@ impl Host {
     pub fn new() -> Host {
         let space = Space::new();
         let run_dir = tempfile::tempdir().unwrap();
-        let kernel = space.enter(|| NetlinkKernel::new(run_dir.path(), Backend::Userspace).unwrap());
+        let kernel = space.enter(|| kernel(run_dir.path()));
         Host { space, run_dir, kernel }
     }
 
-    /// The agent's process ends and another one starts: whatever only the process held is gone.
+    /// Another agent's process starts: the engine gives it everything back.
     pub fn restart(&mut self) {
-        let dir = self.run_dir.path();
-        self.kernel = self.space.enter(|| NetlinkKernel::new(dir, Backend::Userspace).unwrap());
+        self.kernel = self.space.enter(|| kernel(self.run_dir.path()));
+    }
+
+    /// Agent and engine end, and both start again. Other clones of the kernel must be gone: they are the agent.
+    pub fn crash(&mut self) {
+        let elsewhere = tempfile::tempdir().unwrap();
+        self.kernel = kernel(elsewhere.path());
+        engine(self.run_dir.path()).end().unwrap();
+        self.restart();
     }
 
     pub fn netns_of(&self, name: &str) -> PathBuf {
@@ -109,6 +117,22 @@ impl Host {
         };
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
+}
+
+fn kernel(run_dir: &Path) -> NetlinkKernel {
+    NetlinkKernel::new(run_dir, Backend::Userspace, Arc::new(engine(run_dir))).unwrap()
+}
+
+/// The host's engine, on a thread of this process.
+fn engine(run_dir: &Path) -> Remote {
+    let socket = run_dir.join("engine.sock");
+    let path = socket.clone();
+    let launch = move || {
+        let engine = Process::bind(&path)?;
+        std::thread::spawn(move || engine.serve().unwrap());
+        Ok(())
+    };
+    Remote::open(socket, Box::new(launch)).unwrap()
 }
 
 impl Drop for Host {

@@ -1,0 +1,173 @@
+//! WireGuard in the kernel, through wireguard-control, whose traps are guarded here and nowhere else.
+//!
+//! It would make an interface where there is none, so every call looks for ours first, in the same namespace and on the
+//! same thread; its dumps split peers, so parts are put together by key. Its userspace backend is never called: without
+//! a socket to talk to it would start `wireguard-go`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::SystemTime;
+
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
+use wireguard_control::{Backend, Device, DeviceUpdate, InterfaceName, PeerConfigBuilder};
+
+use super::{Exchanged, Seat, group, refused};
+use crate::error::Error;
+use crate::netlink::link::Seen;
+use crate::netlink::socket::Rtnl;
+use crate::netns;
+use crate::observed::ObservedPeer;
+use crate::plan::{Link, Site};
+use crate::state::{Key, Peer, PrivateKey};
+
+/// Seconds of a keepalive that is switched off at once: setting one makes the kernel send.
+const GREETING_S: u16 = 25;
+
+/// Whether this kernel has WireGuard, tried in a namespace that ends at once.
+pub(crate) fn kernel_has_wireguard() -> bool {
+    let born = netns::scratch(|| Rtnl::here()?.create_link(kernel_link("wg0"), false));
+    matches!(born, Ok(Ok(())))
+}
+
+/// Makes `wgN` if it is not `present`, and sets key and port.
+pub(super) fn create(
+    member: &str,
+    site: &Site,
+    container: BorrowedFd<'_>,
+    binding: BorrowedFd<'_>,
+    link: &Link,
+    present: bool,
+) -> Result<(), Error> {
+    if !present {
+        let mut attributes = kernel_link(&site.ifname);
+        attributes.extend([
+            LinkAttribute::Mtu(link.mtu),
+            LinkAttribute::Group(group(member)),
+            LinkAttribute::NetNsFd(container.as_raw_fd()),
+        ]);
+        let born = netns::enter(binding, || Rtnl::here()?.create_link(attributes, false));
+        born.and_then(|born| born).map_err(|error| match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP) => Error::NoWireguard,
+            Some(libc::EEXIST) => Error::NameTaken { ifname: site.ifname.clone() },
+            _ => refused("make", site, error),
+        })?;
+    }
+    let key = wireguard_control::Key(link.private_key.0);
+    let update = DeviceUpdate::new().set_private_key(key).set_listen_port(link.port);
+    apply(member, site, update)
+}
+
+/// Adds peers or changes them.
+pub(super) fn set_peers(member: &str, site: &Site, peers: &BTreeMap<Key, Peer>) -> Result<(), Error> {
+    let greeted: Vec<_> = peers.iter().filter(|(_, peer)| peer.greet).map(|(key, _)| key).collect();
+    update(member, site, peers.iter().map(|(key, peer)| full(key, peer)).collect())?;
+    if greeted.is_empty() {
+        return Ok(());
+    }
+    let quiet = |key: &&Key| builder(key).unset_persistent_keepalive();
+    update(member, site, greeted.iter().map(quiet).collect())
+}
+
+/// Removes peers; absent ones are as good.
+pub(super) fn remove_peers(member: &str, site: &Site, peers: &BTreeSet<Key>) -> Result<(), Error> {
+    update(member, site, peers.iter().map(|key| builder(key).remove()).collect())
+}
+
+/// What the kernel has of the interface. Runs in the container's namespace.
+pub(super) fn observe(seen: &Seen) -> io::Result<Option<Seat>> {
+    if seen.kind != Some(InfoKind::Wireguard) {
+        return Ok(None);
+    }
+    let read = read(&seen.name)?;
+    Ok(Some(Seat {
+        public_key: read.public_key.as_ref().map(|key| Key(key.0)),
+        port: read.listen_port.unwrap_or_default(),
+        peers: merge(&read),
+    }))
+}
+
+/// The interface's private key. Runs in the container's namespace.
+pub(super) fn private_key(seen: &Seen) -> io::Result<Option<PrivateKey>> {
+    if seen.kind != Some(InfoKind::Wireguard) {
+        return Ok(None);
+    }
+    Ok(read(&seen.name)?.private_key.map(|key| PrivateKey(key.0)))
+}
+
+/// What the member exchanged with each of its peers.
+pub(super) fn traffic(member: &str, site: &Site) -> Vec<Exchanged> {
+    let read = site.netns.enter(|| guarded(member, &site.ifname).and_then(|()| read(&site.ifname)));
+    read.ok().and_then(Result::ok).map(|device| exchanged(&device)).unwrap_or_default()
+}
+
+fn kernel_link(name: &str) -> Vec<LinkAttribute> {
+    let kind = LinkInfo::Kind(InfoKind::Wireguard);
+    vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::LinkInfo(vec![kind])]
+}
+
+fn update(member: &str, site: &Site, peers: Vec<PeerConfigBuilder>) -> Result<(), Error> {
+    apply(member, site, DeviceUpdate::new().add_peers(&peers))
+}
+
+fn apply(member: &str, site: &Site, update: DeviceUpdate) -> Result<(), Error> {
+    let done = site.netns.enter(move || {
+        guarded(member, &site.ifname)?;
+        update.apply(&site.ifname.parse::<InterfaceName>()?, Backend::Kernel)
+    })?;
+    done.map_err(|error| refused("configure", site, error))
+}
+
+/// `DeviceUpdate::apply` makes an interface where there is none: never let it.
+fn guarded(member: &str, ifname: &str) -> io::Result<()> {
+    let link = Rtnl::here()?.link(ifname)?;
+    let ours = |link: &Seen| link.group == group(member) && link.kind == Some(InfoKind::Wireguard);
+    if link.as_ref().is_some_and(ours) { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ENODEV)) }
+}
+
+fn read(ifname: &str) -> io::Result<Device> {
+    Device::get(&ifname.parse::<InterfaceName>()?, Backend::Kernel)
+}
+
+fn builder(key: &Key) -> PeerConfigBuilder {
+    PeerConfigBuilder::new(&wireguard_control::Key(key.0))
+}
+
+fn full(key: &Key, peer: &Peer) -> PeerConfigBuilder {
+    let keepalive = if peer.greet { GREETING_S } else { 0 };
+    let builder = builder(key)
+        .set_endpoint(SocketAddr::V4(peer.endpoint))
+        .set_persistent_keepalive_interval(keepalive)
+        .replace_allowed_ips();
+    peer.allowed.iter().fold(builder, |builder, address| {
+        builder.add_allowed_ip(*address, if address.is_ipv4() { 32 } else { 128 })
+    })
+}
+
+/// A dump of many peers splits one that has several addresses: put the parts together by key.
+fn merge(device: &Device) -> BTreeMap<Key, ObservedPeer> {
+    let mut peers: BTreeMap<Key, ObservedPeer> = BTreeMap::new();
+    for part in &device.peers {
+        let fresh = ObservedPeer { endpoint: None, allowed: BTreeSet::new() };
+        let peer = peers.entry(Key(part.config.public_key.0)).or_insert(fresh);
+        if let Some(SocketAddr::V4(endpoint)) = part.config.endpoint {
+            peer.endpoint = Some(endpoint);
+        }
+        peer.allowed.extend(part.config.allowed_ips.iter().map(|allowed| -> IpAddr { allowed.address }));
+    }
+    peers
+}
+
+fn exchanged(device: &Device) -> Vec<Exchanged> {
+    let mut peers: BTreeMap<Key, Exchanged> = BTreeMap::new();
+    for part in &device.peers {
+        let (key, stats) = (Key(part.config.public_key.0), &part.stats);
+        let peer = peers.entry(key).or_insert(Exchanged { peer: key, handshake: None, received: 0, sent: 0 });
+        let since = |time: SystemTime| SystemTime::now().duration_since(time).unwrap_or_default();
+        peer.handshake = peer.handshake.or(stats.last_handshake_time.map(since));
+        peer.received += stats.rx_bytes;
+        peer.sent += stats.tx_bytes;
+    }
+    peers.into_values().collect()
+}

@@ -1,0 +1,97 @@
+//! WireGuard by the engine: the agent opens the descriptors, the engine's process serves them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use netlink_packet_route::link::LinkAttribute;
+
+use super::{Exchanged, Seat, group, refused};
+use crate::engine::{Interface, PeerConfig, Remote, open_tun};
+use crate::error::Error;
+use crate::netlink::socket::Rtnl;
+use crate::netns;
+use crate::observed::ObservedPeer;
+use crate::plan::{Link, Site};
+use crate::state::{Key, Peer};
+
+/// Opens TUN and UDP socket in the binding namespace and moves the TUN into the container's.
+pub(super) fn create(
+    member: &str,
+    site: &Site,
+    container: BorrowedFd<'_>,
+    binding: BorrowedFd<'_>,
+    link: &Link,
+) -> Result<Interface, Error> {
+    let name = format!("wr{:08x}", group(member));
+    let opened = netns::enter(binding, || -> Result<(OwnedFd, OwnedFd), Error> {
+        let tun = open_tun(&name).map_err(Error::NoTun)?;
+        let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, link.port);
+        let udp = UdpSocket::bind(any).map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => Error::PortInUse { port: link.port },
+            _ => refused("open the UDP socket of", site, error),
+        })?;
+        udp.set_nonblocking(true).map_err(|error| refused("open the UDP socket of", site, error))?;
+        Ok((tun, OwnedFd::from(udp)))
+    });
+    let (tun, udp) = opened.map_err(|error| refused("make", site, error))??;
+    let attributes = vec![
+        LinkAttribute::NetNsFd(container.as_raw_fd()),
+        LinkAttribute::IfName(site.ifname.clone()),
+        LinkAttribute::Mtu(link.mtu),
+        LinkAttribute::Group(group(member)),
+    ];
+    let moved = netns::enter(binding, || {
+        let mut route = Rtnl::here()?;
+        let index = route.index(&name)?;
+        route.set_link(index, attributes, false)
+    });
+    moved.and_then(|moved| moved).map_err(|error| match error.raw_os_error() {
+        Some(libc::EEXIST) => Error::NameTaken { ifname: site.ifname.clone() },
+        _ => refused("move", site, error),
+    })?;
+    let Link { private_key, mtu, address, address6, .. } = link.clone();
+    Ok(Interface { tun: Arc::new(tun), udp: Arc::new(udp), private_key, mtu, address, address6 })
+}
+
+/// Peers as the engine takes them.
+pub(super) fn configs(peers: &BTreeMap<Key, Peer>) -> Vec<PeerConfig> {
+    let config = |(key, peer): (&Key, &Peer)| PeerConfig {
+        key: *key,
+        endpoint: peer.endpoint,
+        allowed: peer.allowed.clone(),
+        greet: peer.greet,
+    };
+    peers.iter().map(config).collect()
+}
+
+/// What the engine has of the member's interface.
+pub(super) fn observe(engine: &Remote, member: &str) -> io::Result<Option<Seat>> {
+    let Some(state) = engine.observe(member).map_err(io::Error::other)? else { return Ok(None) };
+    let address = engine.interface(member).map(|is| rustix::net::getsockname(&*is.udp)).transpose()?;
+    let address = address.and_then(|address| SocketAddrV4::try_from(address).ok());
+    let peers = state
+        .peers
+        .into_iter()
+        .map(|(key, peer)| (key, ObservedPeer { endpoint: Some(peer.endpoint), allowed: peer.allowed }));
+    Ok(Some(Seat {
+        public_key: Some(state.public_key),
+        port: address.map_or(0, |address| address.port()),
+        peers: peers.collect(),
+    }))
+}
+
+/// What the member exchanged with each of its peers.
+pub(super) fn traffic(engine: &Remote, member: &str) -> Vec<Exchanged> {
+    let state = engine.observe(member).ok().flatten();
+    let peers = state.into_iter().flat_map(|state| state.peers);
+    let exchanged = peers.map(|(peer, is)| Exchanged {
+        peer,
+        handshake: is.last_handshake,
+        received: is.received,
+        sent: is.sent,
+    });
+    exchanged.collect()
+}
