@@ -45,8 +45,11 @@ pub fn drop_all(empty: &Path) -> io::Result<()> {
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
-/// As many descriptors as allowed: four for each member, and as many again on their way to an agent.
-fn raise_descriptors() -> io::Result<()> {
+/// Allows this process as many descriptors as it may have: there are several for each member.
+///
+/// # Errors
+/// None that Linux knows.
+pub fn raise_descriptors() -> io::Result<()> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     Ok(setrlimit(Resource::Nofile, limit)?)

@@ -33,6 +33,10 @@ const ROUND: Duration = Duration::from_secs(1);
 /// An agent that is silent for as long in the middle of a frame has hung.
 const PATIENCE: Duration = Duration::from_secs(5);
 const BACKLOG: i32 = 8;
+/// How long an engine that was killed may take to be gone: its socket is closed before its lock.
+const SUCCESSION: Duration = Duration::from_secs(1);
+/// How often that is looked at.
+const TRY: Duration = Duration::from_millis(1);
 
 /// An engine that can be reached, but does not serve yet: between the two it drops its privileges.
 pub struct Process {
@@ -51,10 +55,14 @@ impl Process {
     pub fn bind(path: &Path) -> io::Result<Process> {
         let lock =
             File::options().create(true).truncate(false).write(true).open(path.with_extension("lock"))?;
-        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-            let text = format!("an engine runs at {} already", path.display());
-            io::Error::new(io::ErrorKind::AddrInUse, text)
-        })?;
+        let start = Instant::now();
+        while rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            if start.elapsed() >= SUCCESSION {
+                let text = format!("an engine runs at {} already", path.display());
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+            }
+            std::thread::park_timeout(TRY);
+        }
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -266,4 +274,26 @@ fn add(
     let Config { mtu, address, address6, .. } = *config;
     let (tun, udp, private_key) = (Arc::new(tun), Arc::new(udp), config.private_key());
     engine.add(id, Interface { tun, udp, private_key, mtu, address, address6 }, peers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_agent_comes_back_for_is_let_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let process = Process::bind(&dir.path().join("engine.sock")).unwrap();
+        let descriptor = || vec![OwnedFd::from(tempfile::tempfile().unwrap())];
+        let kept = BTreeMap::from([("dns-7".to_owned(), descriptor())]);
+        let mut holdings = Holdings { engine: Engine::start().unwrap(), kept, started: Instant::now() };
+        for (alone, of_use) in [(Duration::ZERO, true), (KEPT - ROUND, true), (KEPT, false)] {
+            assert_eq!(process.is_of_use(&mut holdings, alone, true).unwrap(), of_use, "after {alone:?}");
+        }
+        assert!(holdings.kept.is_empty());
+        assert!(
+            process.is_of_use(&mut holdings, Duration::ZERO, false).unwrap(),
+            "it waits for its first agent"
+        );
+    }
 }

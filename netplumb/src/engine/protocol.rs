@@ -170,7 +170,6 @@ mod tests {
         {
             assert_eq!(greeted(&bytes), version, "{bytes:?}");
         }
-        assert!(OLDEST <= VERSION && VERSION - OLDEST <= 1, "the last two versions");
     }
 
     /// An engine outlives the agent that started it: these bytes are read by builds to come.
