@@ -61,8 +61,10 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             return Err(Refusal::new(RefusalKind::Conflict, detail)
                 .hint("attach again when those that rest are free, or use another host"));
         }
-        if container.leftovers && !self.journal.all().any(|e| same(&e)) {
-            return Ok(Claimed::Leftovers);
+        if container.leftovers && !self.journal.live().any(|e| same(&e)) {
+            // What a journal entry names is on its way out already.
+            let leaving = self.journal.all().any(|e| same(&e));
+            return Ok(if leaving { Claimed::Leaving(told, again()) } else { Claimed::Leftovers });
         }
         let subnet = self.ledger.networks.get(network).map_or(DEFAULT_SUBNET, |claim| claim.subnet);
         overlap(&container, network, subnet)?;

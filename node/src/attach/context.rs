@@ -31,6 +31,8 @@ pub enum Claimed {
     Ask(Box<Told>, Vec<(HostId, Question)>),
     /// Something of an earlier member stands in the container, and no journal entry names it.
     Leftovers,
+    /// An earlier member is still being taken out of the container: look again then.
+    Leaving(Box<Told>, Instant),
     /// Claimed and published as joining; these hosts have members of the network.
     New(Box<Entry>, Vec<HostId>),
 }
@@ -138,6 +140,16 @@ impl<K: Kernel, S: Store> Context<K, S> {
                 Claimed::New(entry, hosts) => return Ok(Claim::New(entry, hosts)),
                 Claimed::Leftovers => {
                     self.kernel.clean(&container.netns).await.map_err(|e| Refusal::from(&e))?;
+                    container = self.take(&call.request.netns).await?;
+                }
+                Claimed::Leaving(_, then) if then > deadline => {
+                    let why = "an earlier member is still being taken out of the container";
+                    return Err(Refusal::new(RefusalKind::Timeout, why)
+                        .hint("see the agent's log for the operation that hangs"));
+                }
+                Claimed::Leaving(back, then) => {
+                    tokio::time::sleep_until(then).await;
+                    told = *back;
                     container = self.take(&call.request.netns).await?;
                 }
                 Claimed::Later(_, then, why) if then > deadline => {
