@@ -62,8 +62,8 @@ pub struct Seams<K, S, W> {
     pub clock: gossip::config::WallClock,
     /// Which boot this is: namespaces of another boot are gone.
     pub boot: String,
-    /// Opens the DNS sockets in a container's namespace; none where names are not served.
-    pub listen: Listen,
+    /// Where containers' queries arrive.
+    pub listen: Arc<dyn Listen>,
 }
 
 /// What everybody may read of a running agent.

@@ -2,10 +2,14 @@
 
 mod agent;
 mod client;
+mod config;
 mod dns;
+mod engine;
+mod log;
 mod members;
 mod output;
 mod region;
+mod reset;
 mod run;
 mod show;
 
@@ -37,6 +41,8 @@ struct Cli {
 enum Verb {
     /// Run this host's agent
     Agent(agent::Args),
+    /// Hold the descriptors of this host's containers; the agent starts it
+    Engine(engine::Args),
     /// Make a region: its certificate authority and its hosts' certificates
     #[command(subcommand)]
     Region(region::Verb),
@@ -64,6 +70,8 @@ enum Verb {
     /// Ask the agent what a container would be answered
     #[command(subcommand)]
     Dns(dns::Verb),
+    /// Remove everything the agent has made on this host; the agent must not run
+    Reset(reset::Args),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -95,6 +103,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     let out = output::Output::new(cli.output);
     match cli.verb {
         Verb::Agent(args) => agent::run(args),
+        Verb::Engine(args) => engine::run(args),
+        Verb::Reset(args) => reset::run(args),
         Verb::Region(verb) => region::run(verb, &out),
         Verb::Attach(args) => members::attach(&client, args, &out),
         Verb::Detach(args) => members::detach(&client, args, &out),

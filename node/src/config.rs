@@ -13,6 +13,8 @@ use serde::Deserialize;
 pub const DEFAULT_PATH: &str = "/etc/warren/agent.toml";
 /// Where the agent's API socket stands when not told.
 pub const DEFAULT_SOCKET: &str = "/run/warren/warren.sock";
+/// Where the engine's socket stands when not told.
+pub const DEFAULT_ENGINE_SOCKET: &str = "/run/warren/engine.sock";
 
 /// Everything an agent is told, checked.
 #[derive(Debug, Clone)]
@@ -125,6 +127,11 @@ impl Config {
     /// The API socket.
     pub fn socket(&self) -> PathBuf {
         self.run_dir.join("warren.sock")
+    }
+
+    /// The engine's socket.
+    pub fn engine_socket(&self) -> PathBuf {
+        self.run_dir.join("engine.sock")
     }
 
     /// The gossip interval of a region in which `known` other hosts were known last.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use gossip::record::MemberState;
 use netplumb::Report;
+use netplumb::engine::{Facts, Remote};
 use netplumb::kernel::Traffic;
 use netplumb::reconciler::Outcome;
 use prometheus_client::collector::Collector;
@@ -38,6 +39,7 @@ pub struct Metrics {
     certificate_expiry: AtomicU64,
     gossip: OnceLock<Arc<gossip::Counters>>,
     resolver: OnceLock<Arc<resolver::Counters>>,
+    engine: OnceLock<Arc<Remote>>,
 }
 
 impl Default for Metrics {
@@ -58,6 +60,7 @@ impl Default for Metrics {
             certificate_expiry: AtomicU64::new(0),
             gossip: OnceLock::new(),
             resolver: OnceLock::new(),
+            engine: OnceLock::new(),
             registry: Mutex::new(Registry::default()),
         };
         let r = &mut registry;
@@ -154,6 +157,16 @@ impl Metrics {
         let _ = self.resolver.set(counters);
     }
 
+    /// The engine's process.
+    pub fn set_engine(&self, engine: Arc<Remote>) {
+        let _ = self.engine.set(engine);
+    }
+
+    /// What there is to know of the engine's process, where there is one.
+    pub fn engine(&self) -> Option<Facts> {
+        self.engine.get().map(|engine| engine.facts())
+    }
+
     /// Everything as OpenMetrics text.
     pub fn encode(&self, snapshot: &Snapshot, traffic: &[Traffic]) -> Result<String, fmt::Error> {
         let mut out = String::new();
@@ -175,6 +188,9 @@ impl Metrics {
             &[],
             self.certificate_expiry.load(std::sync::atomic::Ordering::Relaxed) as f64,
         );
+        if let Some(facts) = self.engine() {
+            engine(&mut sampled, &facts);
+        }
         if let Some(counters) = self.gossip.get() {
             counters.each(&mut |name, labels, value| sampled.counter(name, labels, value));
         }
@@ -237,6 +253,18 @@ fn claims(sampled: &mut Sampled, ledger: &Ledger) {
     }
 }
 
+fn engine(sampled: &mut Sampled, facts: &Facts) {
+    let uptime = facts.process.map(|(_, uptime)| uptime);
+    sampled.gauge("engine_up", "Whether the engine's process answers", &[], f64::from(uptime.is_some()));
+    let (help, uptime) = ("For how long it has been running", uptime.unwrap_or_default());
+    sampled.gauge("engine_uptime_seconds", help, &[], uptime.as_secs_f64());
+    sampled.counter("engine_replaced_total", &[], facts.replaced);
+    let help = "What the engine's process holds";
+    for (kind, count) in [("interface", facts.interfaces), ("listener", facts.kept)] {
+        sampled.gauge("engine_held", help, &[("kind", kind)], count as f64);
+    }
+}
+
 fn wireguard(sampled: &mut Sampled, traffic: &[Traffic]) {
     let mut networks: Vec<&str> = traffic.iter().map(|t| t.network.as_str()).collect();
     networks.dedup();
@@ -291,6 +319,7 @@ impl Sampled {
 
 fn counter_help(name: &str) -> &'static str {
     match name {
+        "engine_replaced_total" => "Engines that ended and were replaced",
         "gossip_messages_total" => "Gossip messages",
         "gossip_bytes_total" => "Bytes of gossip messages",
         "gossip_rejected_total" => "Peers refused, by reason",

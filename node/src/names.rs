@@ -1,6 +1,8 @@
 //! Names served here: a zone for each network with members on this host, a listener for each
 //! container, and what each container may see.
 
+mod kept;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -15,6 +17,7 @@ use resolver::{Answers, Counters, Forwarder, Limits, Listener, Scope, Service, S
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+pub use self::kept::Kept;
 use crate::attach::{Refusal, RefusalKind};
 use crate::claims::Ledger;
 use crate::config::Dns;
@@ -26,14 +29,39 @@ use crate::store::Entry;
 const CHANGING: Duration = Duration::from_secs(60);
 /// The TTL meanwhile, in seconds.
 const CHANGING_TTL_S: u32 = 5;
+/// How long queries wait after a start for the region's word. What was known last may lack who came since; a client
+/// that waits gets the right answer, and one that is told there is no such name does not ask again.
+const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Opens the DNS sockets in a container's namespace; none where names are not served.
-pub type Listen = fn(&NetnsRef, SocketAddrV4) -> io::Result<Option<Sockets>>;
+/// Where containers' queries arrive.
+pub trait Listen: Send + Sync + 'static {
+    /// The sockets in a container's namespace, new ones or those of an earlier agent; none where names are not
+    /// served.
+    ///
+    /// # Errors
+    /// As [`Sockets::open`].
+    fn open(&self, netns: &NetnsRef, listener: SocketAddrV4) -> io::Result<Option<Sockets>>;
+
+    /// Lets go of the sockets of all containers but these, named by the cookies of their namespaces: a socket pins
+    /// a namespace.
+    fn retain(&self, cookies: &BTreeSet<u64>);
+}
+
+/// Names are not served.
+pub struct NotListening;
+
+impl Listen for NotListening {
+    fn open(&self, _netns: &NetnsRef, _listener: SocketAddrV4) -> io::Result<Option<Sockets>> {
+        Ok(None)
+    }
+
+    fn retain(&self, _cookies: &BTreeSet<u64>) {}
+}
 
 /// The zones and listeners of one agent.
 pub struct Names {
     dns: Dns,
-    open: Listen,
+    sockets: Arc<dyn Listen>,
     service: Service,
     zones: Arc<BTreeMap<NetworkId, Arc<Zone>>>,
     /// What each zone was built from: a zone that would be the same is not built again.
@@ -43,6 +71,8 @@ pub struct Names {
     /// By the cookie of the container's namespace.
     containers: BTreeMap<u64, Container>,
     synced: bool,
+    /// Until when queries wait, as long as they do.
+    waiting: Option<Instant>,
 }
 
 struct Container {
@@ -54,7 +84,7 @@ struct Container {
 
 impl Names {
     /// Names as configured; upstreams are followed from now on. Needs a tokio runtime.
-    pub fn new(dns: &Dns, open: Listen) -> Names {
+    pub fn new(dns: &Dns, sockets: Arc<dyn Listen>) -> Names {
         let forwarder = match (&dns.upstreams, dns.forward) {
             (_, false) => Forwarder::none(),
             (Some(upstreams), true) => Forwarder::new(watch::channel(upstreams.clone()).1),
@@ -66,13 +96,14 @@ impl Names {
         };
         Names {
             dns: dns.clone(),
-            open,
+            sockets,
             service: Service { forwarder, counters: Arc::default(), limits: Limits::default() },
             zones: Arc::default(),
             contents: BTreeMap::new(),
             changing: BTreeMap::new(),
             containers: BTreeMap::new(),
             synced: false,
+            waiting: Some(Instant::now() + PATIENCE),
         }
     }
 
@@ -91,7 +122,7 @@ impl Names {
         if self.containers.contains_key(&entry.netns.cookie) {
             return Ok(());
         }
-        let sockets = (self.open)(&entry.netns, self.dns.listener()).map_err(|error| {
+        let sockets = self.sockets.open(&entry.netns, self.dns.listener()).map_err(|error| {
             let detail = format!("cannot listen on {} in the container: {error}", self.dns.listener());
             Refusal::new(RefusalKind::Failed, detail)
                 .hint("set `dns.listen` to a loopback address that is free there")
@@ -117,7 +148,14 @@ impl Names {
     ) {
         // A view that is not whole but holds hosts is the persisted one: better than silence.
         let synced = view.whole || view.hosts.len() > 1;
-        if !self.build(view, ledger, journal, touched) && (self.synced || !synced) {
+        let built = self.build(view, ledger, journal, touched);
+        if let Some(until) = self.waiting {
+            if !view.whole && Instant::now() < until {
+                self.hold(journal);
+                return;
+            }
+            self.waiting = None;
+        } else if !built && (self.synced || !synced) {
             return;
         }
         self.synced |= synced;
@@ -127,7 +165,11 @@ impl Names {
             let container = wanted.entry(entry.netns.cookie).or_insert_with(|| (BTreeSet::new(), entry));
             container.0.insert(entry.network);
         }
+        let before = self.containers.len();
         self.containers.retain(|cookie, _| wanted.contains_key(cookie));
+        if self.containers.len() < before {
+            self.sockets.retain(&self.containers.keys().copied().collect());
+        }
         for (cookie, (networks, entry)) in wanted {
             if let Err(refusal) = self.listen(entry) {
                 tracing::warn!(container = %entry.container, "{refusal}");
@@ -141,9 +183,19 @@ impl Names {
         }
     }
 
-    /// Whether a network has not changed for so long that its TTL may rise: [`Names::follow`] raises it.
-    pub fn has_calmed(&self, now: Instant) -> bool {
-        self.changing.values().any(|until| *until <= now)
+    /// Opens sockets that nobody reads yet: queries wait there.
+    fn hold(&self, journal: &Journal) {
+        for entry in journal.durable().filter(|e| e.state == MemberState::Ready) {
+            if let Err(error) = self.sockets.open(&entry.netns, self.dns.listener()) {
+                tracing::debug!(container = %entry.container, "no DNS socket yet: {error}");
+            }
+        }
+    }
+
+    /// Whether time alone makes a difference to [`Names::follow`]: a network has not changed for so long that its TTL
+    /// may rise, or the region was waited for long enough.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.changing.values().any(|until| *until <= now) || self.waiting.is_some_and(|until| until <= now)
     }
 
     /// Whether something was touched.
@@ -250,17 +302,63 @@ mod tests {
         Message::from_vec(&reply).unwrap().answers[0].ttl
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn what_changes_is_kept_for_less_time() {
-        let dns = Dns {
+    fn dns() -> Dns {
+        Dns {
             zone: "private-network.internal".into(),
             ttl_s: 30,
             listen: Ipv4Addr::new(127, 240, 0, 53),
             port: 61053,
             upstreams: None,
             forward: false,
-        };
-        let mut names = Names::new(&dns, |_, _| Ok(None));
+        }
+    }
+
+    /// Counts what was opened, and serves nothing.
+    #[derive(Default)]
+    struct Counting(std::sync::atomic::AtomicUsize);
+
+    impl Listen for Counting {
+        fn open(&self, _netns: &NetnsRef, _listener: SocketAddrV4) -> io::Result<Option<Sockets>> {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            Ok(None)
+        }
+
+        fn retain(&self, _cookies: &BTreeSet<u64>) {}
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn queries_wait_for_the_region_but_not_for_ever() {
+        let (sockets, members) =
+            (Arc::new(Counting::default()), [1, 2].map(|n| entry(n, MemberState::Ready)));
+        let mut names = Names::new(&dns(), sockets.clone());
+        let journal = Journal::restore(members[..1].to_vec(), Instant::now());
+        let both = [("a", Standing::Answering, &members[..1]), ("b", Standing::Answering, &members[1..])];
+        let remembered = View { whole: false, ..view(&both) };
+        names.follow(&remembered, &Ledger::of(&remembered), &journal, |_| true);
+        let opened = sockets.0.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(
+            (opened, names.containers.len()),
+            (1, 0),
+            "the queue is there, and nobody answers from memory"
+        );
+        assert!(!names.is_due(Instant::now()));
+
+        let mut told = Names::new(&dns(), sockets.clone());
+        let whole = View { whole: true, ..view(&both) };
+        told.follow(&whole, &Ledger::of(&whole), &journal, |_| true);
+        assert_eq!((told.containers.len(), told.synced), (1, true));
+
+        tokio::time::advance(PATIENCE).await;
+        assert!(names.is_due(Instant::now()), "memory is better than silence");
+        names.follow(&remembered, &Ledger::of(&remembered), &journal, |_| false);
+        assert_eq!((names.containers.len(), names.synced), (1, true));
+        assert!(!names.is_due(Instant::now()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_changes_is_kept_for_less_time() {
+        let dns = dns();
+        let mut names = Names::new(&dns, Arc::new(NotListening));
         let members = [1, 2, 3].map(|n| entry(n, MemberState::Ready));
         let journal = Journal::restore(members[..1].to_vec(), Instant::now());
         let follow = |names: &mut Names, others: &[Entry], touched: bool| {
@@ -274,11 +372,11 @@ mod tests {
         // Looked at again, and the same: the minute counts from the change.
         tokio::time::advance(CHANGING - Duration::from_secs(1)).await;
         assert_eq!(follow(&mut names, &members[1..], true), CHANGING_TTL_S);
-        assert!(!names.has_calmed(Instant::now()));
+        assert!(!names.is_due(Instant::now()));
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(names.has_calmed(Instant::now()));
+        assert!(names.is_due(Instant::now()));
         assert_eq!(follow(&mut names, &members[1..], false), dns.ttl_s);
-        assert!(!names.has_calmed(Instant::now()));
+        assert!(!names.is_due(Instant::now()));
         assert_eq!(follow(&mut names, &members[1..2], true), CHANGING_TTL_S);
     }
 }

@@ -16,6 +16,7 @@ use gossip::memory::{MemoryNetwork, MemoryWire};
 use gossip::{Timings, Wire};
 use node::agent::{self, Seams, Snapshot};
 use node::config::Thresholds;
+use node::names::NotListening;
 use tokio::time::Instant;
 
 #[cfg(test)]
@@ -118,7 +119,7 @@ impl Cluster {
             store: host.store.clone(),
             clock: host.clock.wall(),
             boot: host.boot(),
-            listen: |_, _| Ok(None),
+            listen: Arc::new(NotListening),
         };
         self.history.note(format_args!("{} starts", host.label()));
         self.books.starts(&host.label());

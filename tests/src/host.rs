@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::cli::Outcome;
@@ -186,6 +186,27 @@ impl Host {
         child.wait().expect("a child can be waited for");
     }
 
+    /// The process that holds the containers' descriptors, if there is one.
+    pub fn engine_pid(&self) -> Option<i32> {
+        let connection = UnixStream::connect(self.dir.join("run/engine.sock")).ok()?;
+        let credentials = rustix::net::sockopt::socket_peercred(&connection).ok()?;
+        Some(credentials.pid.as_raw_nonzero().get())
+    }
+
+    /// SIGKILL for the engine, and waits until it has ended: its pid.
+    #[track_caller]
+    pub fn kill_engine(&self) -> i32 {
+        let raw = self.engine_pid().unwrap_or_else(|| panic!("no engine on {}", self.name));
+        let pid = Pid::from_raw(raw).expect("a process has a pid");
+        kill_process(pid, Signal::KILL).unwrap_or_else(|e| panic!("kill the engine of {}: {e}", self.name));
+        eventually(seconds(10), "the engine has ended", || {
+            // Whoever adopted it may not have waited for it yet.
+            let stat = fs::read_to_string(format!("/proc/{raw}/stat")).unwrap_or_default();
+            want(stat.is_empty() || stat.contains(") Z "), stat)
+        });
+        raw
+    }
+
     /// SIGTERM, and waits for the end: its exit code.
     pub fn stop_agent(&self) -> i32 {
         let mut child = lock(&self.agent).take().unwrap_or_else(|| panic!("no agent on {}", self.name));
@@ -350,6 +371,10 @@ impl Drop for Host {
         if let Some(mut child) = lock(&self.agent).take() {
             let _ = child.kill();
             let _ = child.wait();
+        }
+        if let Some(pid) = self.engine_pid().and_then(Pid::from_raw) {
+            // It may have ended meanwhile.
+            let _ = kill_process(pid, Signal::KILL);
         }
     }
 }

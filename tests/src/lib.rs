@@ -18,6 +18,7 @@ pub mod ids;
 pub mod lab;
 pub mod netns;
 pub mod process;
+pub mod pulse;
 pub mod sniffer;
 pub mod stage;
 pub mod traffic;

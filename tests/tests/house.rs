@@ -66,9 +66,14 @@ fn io_happens_where_the_map_says() {
         (&["node"], &["node/src/api.rs"], "TcpListener"),
         (&["node"], &["node/src/api.rs", "node/src/cli/client.rs"], "UnixStream"),
         (&["gossip", "resolver", "netplumb"], &[], "UnixStream"),
+        (&["netplumb"], &["netplumb/src/engine"], "AddressFamily::UNIX"),
         (&["gossip", "resolver", "node"], &[], "netlink_"),
         (&["gossip", "resolver", "node"], &[], "wireguard_control::"),
-        (&["gossip", "resolver", "netplumb", "node"], &["node/src/cli/run.rs"], "process::Command"),
+        (
+            &["gossip", "resolver", "netplumb", "node"],
+            &["node/src/cli/run.rs", "node/src/cli/engine.rs"],
+            "process::Command",
+        ),
         (&["gossip", "resolver"], &[], "fs::write"),
     ];
     for (crates, allowed, word) in rules {

@@ -266,11 +266,37 @@ fn a_host_that_lost_its_state() {
     assert_ne!(fresh.address, lost.address, "what was given is not given again at once");
     let _echo = new.echo(8080);
     assert_eq!(far.ask_tcp(fresh.address, 8080).unwrap(), "new");
+    // The region remembers its member, and the engine its key: the runtime that attaches its running containers
+    // again finds it.
+    let again = old.join(PN, AP, "web");
+    assert_eq!((&again.member, again.address), (&lost.member, lost.address));
+    let _echo = old.echo(8080);
+    assert_eq!(far.ask_tcp(lost.address, 8080).unwrap(), "old");
+    assert_eq!(old.addresses(&lost.names[0]), [IpAddr::from(lost.address)]);
+    // Its name for the container is lost: the member's stands in.
+    hosts[0].warren(&["detach", "--network", PN, &lost.member]).ok();
+    for container in [&new, &far] {
+        container.detach(PN).ok();
+    }
+    lab.assert_clean();
+}
+
+#[test]
+fn a_host_that_lost_its_state_and_its_engine() {
+    let lab = Lab::new("wiped");
+    let hosts = lab.region(&["a", "b"]);
+    let (old, far) = (hosts[0].container("old"), hosts[1].container("far"));
+    let (_, _) = (old.join(PN, AP, "web"), far.join(PN, AP2, "web"));
+    hosts[0].kill_agent();
+    hosts[0].kill_engine();
+    fs::remove_dir_all(hosts[0].dir().join("state")).unwrap();
+    hosts[0].start_agent();
+    hosts[0].wait_ready();
     // The runtime attaches its running containers again; leftovers of the agent's own do not stand in the way.
     let again = old.join(PN, AP, "web");
     let _echo = old.echo(8080);
     assert_eq!(far.ask_tcp(again.address, 8080).unwrap(), "old");
-    for container in [&old, &new, &far] {
+    for container in [&old, &far] {
         container.detach(PN).ok();
     }
     lab.assert_clean();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use gossip::record::MemberState;
 use netplumb::kernel::Kernel;
 use netplumb::plan::Prune;
 use netplumb::state::{Desired, Guard, Vtep};
@@ -55,6 +56,8 @@ where
     let quarantine = config.quarantine();
     let metrics = Arc::new(Metrics::default());
     metrics.set_gossip(seams.wire.counters());
+    let listening = entries.iter().filter(|e| e.state == MemberState::Ready).map(|e| e.netns.cookie);
+    seams.listen.retain(&listening.collect());
     let names = Names::new(&config.dns, seams.listen);
     metrics.set_resolver(names.counters());
 

@@ -118,7 +118,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             self.recall();
         }
         self.expire().await;
-        if self.names.has_calmed(Instant::now()) {
+        if self.names.is_due(Instant::now()) {
             self.follow().await;
         }
         if self.watching.as_ref().is_none_or(tokio::task::AbortHandle::is_finished) {

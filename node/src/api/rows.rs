@@ -8,6 +8,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
 use gossip::record::{MemberState, NetworkRecord};
+use netplumb::engine::Facts;
 use serde::{Deserialize, Serialize};
 
 use super::{Served, malformed};
@@ -43,6 +44,35 @@ pub struct Status {
     pub addresses: Vec<NetworkClaims>,
     /// When the host's certificate expires, in seconds since 1970.
     pub certificate_expires: i64,
+    /// The process that holds the containers' descriptors.
+    pub engine: Option<EngineRow>,
+}
+
+/// The engine's process.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct EngineRow {
+    /// Its process id; none while another one is being started.
+    pub pid: Option<i32>,
+    /// For how long it has been running, in seconds.
+    pub uptime_s: u64,
+    /// Engines that ended and were replaced since the agent started.
+    pub replaced: u64,
+    /// WireGuard interfaces it serves; none where the kernel does.
+    pub interfaces: usize,
+    /// Containers whose DNS sockets it holds.
+    pub listeners: usize,
+}
+
+impl From<Facts> for EngineRow {
+    fn from(facts: Facts) -> EngineRow {
+        EngineRow {
+            pid: facts.process.map(|(pid, _)| pid),
+            uptime_s: facts.process.map_or(0, |(_, uptime)| uptime.as_secs()),
+            replaced: facts.replaced,
+            interfaces: facts.interfaces,
+            listeners: facts.kept,
+        }
+    }
 }
 
 /// The claims of one network, counted.
@@ -106,7 +136,11 @@ pub(super) fn status_of<K, S: Clone>(served: &Served<K, S>) -> Status {
         ("vnis held", ledger.networks.len()),
         ("vnis contested", ledger.networks.moved().len()),
     ];
-    let problems = problems(&snapshot, sum(|n| n.contested), &served.context.built.borrow());
+    let engine = served.metrics.engine().map(EngineRow::from);
+    let mut problems = problems(&snapshot, sum(|n| n.contested), &served.context.built.borrow());
+    if engine.as_ref().is_some_and(|engine| engine.pid.is_none()) {
+        problems.push("the engine's process does not answer: see the agent's log".to_owned());
+    }
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
         region: served.config.region.to_string(),
@@ -120,6 +154,7 @@ pub(super) fn status_of<K, S: Clone>(served: &Served<K, S>) -> Status {
         claims: claims.map(|(name, count)| (name.to_owned(), count)).into(),
         addresses: networks,
         certificate_expires: served.metrics.certificate_expiry(),
+        engine,
     }
 }
 

@@ -1,23 +1,23 @@
 //! `warren agent`: the one place where an agent is put together from its real parts.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use clap::ValueEnum;
 use gossip::identity::Identity;
 use gossip::quic::Quic;
+use netplumb::engine::privileges::raise_descriptors;
 use netplumb::{Kernel as _, NetlinkKernel};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::format::FmtSpan;
 
-use super::Failure;
+use super::config::ConfigArgs;
+use super::log::LogArgs;
+use super::{Failure, engine};
 use crate::agent::{self, Seams};
 use crate::api::{Api, Served};
 use crate::config::Config;
+use crate::names::Kept;
 use crate::store::DirStore;
 
 #[derive(Debug, clap::Args)]
@@ -26,38 +26,18 @@ use crate::store::DirStore;
                         (WARREN_ and the key in capitals, dots as underscores)."
 )]
 pub struct Args {
-    /// The configuration file [default: /etc/warren/agent.toml]
-    #[arg(short, long, env = "WARREN_CONFIG")]
-    config: Option<PathBuf>,
-    /// Set a key of the configuration, for example --set gossip.listen=192.0.2.1:7946
-    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
-    overrides: Vec<(String, String)>,
+    #[command(flatten)]
+    config: ConfigArgs,
     /// Check the configuration and the certificates, and stop
     #[arg(long)]
     check: bool,
-    /// How to log to standard error
-    #[arg(long, value_enum, default_value = "text")]
-    log_format: LogFormat,
-    /// What to log: error, warn, info, debug, trace, or filters such as gossip=debug
-    #[arg(long, env = "WARREN_LOG", default_value = "info")]
-    log: String,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
-}
-
-fn key_value(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
-    Ok((key.to_owned(), value.to_owned()))
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
-    log(&args)?;
-    let config = Config::load(args.config.as_deref(), std::env::vars(), &args.overrides)
-        .map_err(|e| Failure::new(format!("configuration: {e:#}")).code(2))?;
+    args.log.start()?;
+    let config = args.config.load()?;
     let identity = identity(&config)?;
     if args.check {
         tracing::info!(region = %config.region, host = %config.host, "configuration and certificates are good");
@@ -67,21 +47,8 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         .enable_all()
         .build()
         .map_err(|e| Failure::new(format!("cannot start: {e}")))?;
-    runtime.block_on(serve(config, identity))?;
+    runtime.block_on(serve(config, identity, &args.log))?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn log(args: &Args) -> Result<(), Failure> {
-    // boringtun logs the expiry of an idle session as an error.
-    let filter = EnvFilter::try_new(format!("{},boringtun=off", args.log))
-        .map_err(|e| Failure::new(format!("--log: {e}")).code(2))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_span_events(FmtSpan::NONE);
-    let log = log.with_writer(std::io::stderr);
-    match args.log_format {
-        LogFormat::Text => log.with_ansi(false).init(),
-        LogFormat::Json => log.json().init(),
-    }
-    Ok(())
 }
 
 fn identity(config: &Config) -> Result<Identity, Failure> {
@@ -100,14 +67,16 @@ fn identity(config: &Config) -> Result<Identity, Failure> {
     Ok(identity)
 }
 
-async fn serve(config: Config, identity: Identity) -> anyhow::Result<()> {
+async fn serve(config: Config, identity: Identity, log: &LogArgs) -> anyhow::Result<()> {
     std::fs::create_dir_all(&config.run_dir)
         .with_context(|| format!("cannot make run_dir {}", config.run_dir.display()))?;
     // The namespaces below it are one agent's: another one would sweep them away.
     let _held = crate::store::lock(&config.run_dir, "run_dir")
         .with_context(|| format!("run_dir {} cannot be used", config.run_dir.display()))?;
-    let kernel =
-        NetlinkKernel::new(&config.run_dir, config.backend).context("the kernel cannot be reached")?;
+    raise_descriptors().context("cannot have more descriptors")?;
+    let engine = Arc::new(engine::find(&config, log)?);
+    let kernel = NetlinkKernel::new(&config.run_dir, config.backend, engine.clone())
+        .context("the kernel cannot be reached")?;
     preflight(&kernel, &config).await?;
     let store = DirStore::open(&config.state_dir)
         .with_context(|| format!("state_dir {} cannot be used", config.state_dir.display()))?;
@@ -121,16 +90,14 @@ async fn serve(config: Config, identity: Identity) -> anyhow::Result<()> {
         store,
         clock: Arc::new(gossip::unix_ns),
         boot: boot()?,
-        listen: |netns, listener| {
-            let netns = netns.open().map_err(std::io::Error::other)?;
-            resolver::Sockets::open(std::os::fd::AsFd::as_fd(&netns), listener).map(Some)
-        },
+        listen: Arc::new(Kept::new(engine.clone())),
     };
     let mut stop = signal(SignalKind::terminate()).context("no signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("no signals")?;
     let config = Arc::new(config);
     let agent = agent::start((*config).clone(), seams).await?;
     agent.metrics.set_certificate_expiry(identity.expires);
+    agent.metrics.set_engine(engine);
     let served = Served {
         config: config.clone(),
         context: agent.context.clone(),

@@ -154,6 +154,11 @@ fn text(status: &Status) -> String {
         format!("members    {} on this host", status.members),
         format!("claims     {claims}"),
     ];
+    lines.extend(status.engine.as_ref().map(|engine| {
+        let process =
+            engine.pid.map_or("none".to_owned(), |pid| format!("process {pid}, up {} s", engine.uptime_s));
+        format!("engine     {process}, {} interfaces, {} listeners", engine.interfaces, engine.listeners)
+    }));
     lines.extend(status.addresses.iter().map(|n| {
         let (held, released, ghosts) = (n.held, n.released, n.ghosts);
         let (free, contested) = (n.free, n.contested);
