@@ -116,6 +116,19 @@ pub struct Dns {
     pub forward: bool,
 }
 
+impl Default for Dns {
+    fn default() -> Dns {
+        Dns {
+            zone: "private-network.internal".into(),
+            ttl_s: 30,
+            listen: Ipv4Addr::new(127, 240, 0, 53),
+            port: 61053,
+            upstreams: None,
+            forward: true,
+        }
+    }
+}
+
 impl Dns {
     /// Where the listener is bound in a container.
     pub fn listener(&self) -> SocketAddrV4 {
@@ -397,11 +410,12 @@ impl Written {
             address: self.underlay.address.unwrap_or(advertise.ip()),
             vxlan_port: self.underlay.vxlan_port.unwrap_or(4789),
         };
+        let default = Dns::default();
         let dns = Dns {
-            zone: self.dns.zone.unwrap_or_else(|| "private-network.internal".into()),
-            ttl_s: self.dns.ttl_s.unwrap_or(30),
-            listen: self.dns.listen.unwrap_or(Ipv4Addr::new(127, 240, 0, 53)),
-            port: if self.unguarded { 53 } else { 61053 },
+            zone: self.dns.zone.unwrap_or(default.zone),
+            ttl_s: self.dns.ttl_s.unwrap_or(default.ttl_s),
+            listen: self.dns.listen.unwrap_or(default.listen),
+            port: if self.unguarded { 53 } else { default.port },
             upstreams: self.dns.upstreams.map(|list| {
                 list.into_iter()
                     .map(|upstream| match upstream {
@@ -410,7 +424,7 @@ impl Written {
                     })
                     .collect()
             }),
-            forward: self.dns.forward.unwrap_or(true),
+            forward: self.dns.forward.unwrap_or(default.forward),
         };
         if !dns.listen.is_loopback() {
             bail!("dns.listen is {}: expected an address of 127.0.0.0/8", dns.listen);

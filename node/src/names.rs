@@ -303,14 +303,7 @@ mod tests {
     }
 
     fn dns() -> Dns {
-        Dns {
-            zone: "private-network.internal".into(),
-            ttl_s: 30,
-            listen: Ipv4Addr::new(127, 240, 0, 53),
-            port: 61053,
-            upstreams: None,
-            forward: false,
-        }
+        Dns { forward: false, ..Dns::default() }
     }
 
     /// Counts what was opened, and serves nothing.
