@@ -78,9 +78,36 @@ pub struct NetworkRecord {
     pub vni: u32,
     /// The network's IPv4 subnet.
     pub subnet: Ipv4Net,
+    /// What was said last of names outside the zone; nothing, and they are passed on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forwarding: Option<Forwarding>,
     /// Fields of newer versions.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
+}
+
+impl NetworkRecord {
+    /// Whether names outside the zone are passed on for the network's containers.
+    pub fn forwards(&self) -> bool {
+        self.forwarding.is_none_or(|said| !said.off)
+    }
+
+    /// The highest counter in it.
+    pub fn counter_max(&self) -> u64 {
+        self.forwarding.map_or(0, |said| said.counter).max(self.counter)
+    }
+}
+
+/// What somebody said of the names outside the zone that a network's containers ask for.
+///
+/// In order: what is said later holds, and of two words as late as each other "off".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Forwarding {
+    /// The counter of the host that was told.
+    #[serde(rename = "c")]
+    pub counter: u64,
+    /// They are not passed on.
+    pub off: bool,
 }
 
 /// A member's life.
@@ -307,7 +334,7 @@ impl Record {
     pub fn check(&self, owner: &str) -> Result<(), MalformedRecord> {
         let counter = match self {
             Record::Host(record) => record.counter,
-            Record::Network(_, record) => record.counter,
+            Record::Network(_, record) => record.counter_max(),
             Record::Member(_, _, record) => record.counter,
         };
         if counter >= COUNTER_MAX {
@@ -359,12 +386,25 @@ mod tests {
     const AWAY: &str =
         r#"{"v":1,"name":"a","c":1,"vtep":"192.0.2.1","port":4789,"mtu":1500,"speaks":1,"away":120}"#;
     const NET: &str = r#"{"v":1,"c":3,"vni":1234567,"subnet":"10.240.0.0/22"}"#;
+    const NET_OFF: &str =
+        r#"{"v":1,"c":3,"vni":1234567,"subnet":"10.240.0.0/22","forwarding":{"c":9,"off":true}}"#;
     const MEM: &str = r#"{"v":1,"c":5,"state":"ready","app":"ap-0f2bd1c4-5a4e-4a43-9d7e-6f6a3b2c1d0e","type":"web","ordinal":5,"address":"10.240.0.5","key":"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc="}"#;
 
     fn network() -> Record {
         let subnet = "10.240.0.0/22".parse().unwrap();
-        let record = NetworkRecord { counter: 3, vni: 1_234_567, subnet, unknown: BTreeMap::new() };
+        let record =
+            NetworkRecord { counter: 3, vni: 1_234_567, subnet, forwarding: None, unknown: BTreeMap::new() };
         Record::Network(NETWORK.parse().unwrap(), record)
+    }
+
+    fn closed() -> Record {
+        match network() {
+            Record::Network(id, record) => {
+                let forwarding = Some(Forwarding { counter: 9, off: true });
+                Record::Network(id, NetworkRecord { forwarding, ..record })
+            }
+            other => other,
+        }
     }
 
     fn away() -> Record {
@@ -382,6 +422,7 @@ mod tests {
             (host("a"), "host", HOST),
             (away(), "host", AWAY),
             (network(), &*net, NET),
+            (closed(), &*net, NET_OFF),
             (member(5), &*mem, MEM),
         ];
         for (record, key, value) in cases {
@@ -390,6 +431,17 @@ mod tests {
             assert_eq!(Record::decode("a", key, value), Ok(record));
             assert!(key.len() <= KEY_BYTES_MAX && value.len() <= VALUE_BYTES_MAX);
         }
+    }
+
+    #[test]
+    fn other_names_are_passed_on_until_somebody_says_no() {
+        let forwards = |value: &str| match Record::decode("a", &format!("net/{NETWORK}"), value) {
+            Ok(Record::Network(_, record)) => record.forwards(),
+            other => panic!("{other:?}"),
+        };
+        assert!(forwards(NET) && !forwards(NET_OFF) && forwards(&NET_OFF.replace("true", "false")));
+        let said = |counter, off| Forwarding { counter, off };
+        assert!(said(2, false) > said(1, true) && said(2, true) > said(2, false));
     }
 
     #[test]
@@ -427,7 +479,7 @@ mod tests {
         let net = format!("net/{NETWORK}");
         let mem = format!("mem/{NETWORK}/0000000000000005");
         let long = format!(r#"{{"v":1,"c":1,"vni":7,"subnet":"10.240.0.0/22","x":"{}"}}"#, "y".repeat(1024));
-        let cases: [(&str, &str, &str); 20] = [
+        let cases: [(&str, &str, &str); 21] = [
             ("", HOST, "key"),
             ("h\u{f6}st", HOST, "key"),
             ("host/", HOST, "key"),
@@ -445,6 +497,7 @@ mod tests {
             ("host", &HOST.replace(r#""v":1"#, r#""v":2"#), "version"),
             ("host", &HOST.replace(r#""name":"a""#, r#""name":"b""#), "foreign"),
             ("host", &HOST.replace(r#""c":1"#, r#""c":281474976710656"#), "counter"),
+            (&net, &NET_OFF.replace(r#""c":9"#, r#""c":281474976710656"#), "counter"),
             (&net, &NET.replace("1234567", "16777216"), "vni"),
             (&net, &long, "oversized"),
             (&mem, &MEM.replace("BwcH", "****"), "value"),

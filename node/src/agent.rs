@@ -5,6 +5,7 @@ mod claim;
 mod contested;
 mod event;
 mod follow;
+mod forwarding;
 mod join;
 mod question;
 mod reconcile;
@@ -119,6 +120,8 @@ pub enum Step {
     },
     /// The member is built: publish it as ready.
     Ready(MemberId, oneshot::Sender<Result<Entry, Refusal>>),
+    /// Whether other names are passed on for a network's containers.
+    Forward(NetworkId, bool, oneshot::Sender<Result<(), Refusal>>),
     /// The member ends. Answers the revision to wait for.
     Release(MemberId, oneshot::Sender<u64>),
 }

@@ -11,7 +11,7 @@ use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{DefaultBodyLimit, Path as UrlPath, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, put};
 use axum::{Json, Router};
 use gossip::id::{MemberId, NetworkId};
 use netplumb::state::Mac;
@@ -29,7 +29,7 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::project;
 use crate::store::{Entry, Store};
-use rows::{events, hosts, look_up, members, names, networks, status, status_of, unready};
+use rows::{events, hosts, look_up, members, names, networks, networks_of, status, status_of, unready};
 
 /// Longest request body in bytes.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -124,6 +124,7 @@ fn private<K: netplumb::Kernel, S: Store + Clone>(served: Served<K, S>) -> Route
         .route("/v1/status", get(status::<K, S>))
         .route("/v1/hosts", get(hosts::<K, S>))
         .route("/v1/networks", get(networks::<K, S>))
+        .route("/v1/networks/{network}", put(change_network::<K, S>))
         .route("/v1/members", get(members::<K, S>))
         .route("/v1/names", get(names::<K, S>))
         .route("/v1/lookup", get(look_up::<K, S>))
@@ -280,6 +281,27 @@ async fn detach<K: netplumb::Kernel, S: Store + Clone>(
         served.context.clone().disown(member).await?;
     }
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// What can be changed of a network.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkChange {
+    /// Whether other names are passed on for its containers.
+    pub forward: bool,
+}
+
+async fn change_network<K: netplumb::Kernel, S: Store + Clone>(
+    State(served): State<Served<K, S>>,
+    path: Result<UrlPath<NetworkId>, PathRejection>,
+    body: Result<Json<NetworkChange>, JsonRejection>,
+) -> Result<Json<NetworkRow>, Rejected> {
+    let UrlPath(network) = path.map_err(|e| malformed(e.body_text()))?;
+    let Json(change) = body?;
+    served.context.clone().forward(network, change.forward).await?;
+    let row = networks_of(&served).into_iter().find(|row| row.network == network);
+    let gone = || Refusal::new(RefusalKind::Conflict, format!("{network} ended meanwhile"));
+    Ok(Json(row.ok_or_else(gone)?))
 }
 
 async fn member<K, S: Clone>(

@@ -37,6 +37,10 @@ pub struct Request {
     /// The ports it publishes: SRV records.
     #[serde(default)]
     pub ports: Vec<Port>,
+    /// Whether other names are passed on for the network's containers, all of them and from now on; as it is when
+    /// not given.
+    #[serde(default)]
+    pub forward: Option<bool>,
     /// The container's namespace.
     pub netns: Netns,
     /// Milliseconds to wait for the other hosts; 250 when not given.
@@ -292,6 +296,7 @@ mod tests {
                 ifname: ifname.map(Into::into),
                 address: None,
                 ports: Vec::new(),
+                forward: None,
                 netns: Netns::Path("/run/netns/x".into()),
                 wait_ms: None,
             },

@@ -7,6 +7,7 @@ mod dns;
 mod engine;
 mod log;
 mod members;
+mod network;
 mod output;
 mod region;
 mod reset;
@@ -56,9 +57,9 @@ enum Verb {
     Ps(show::PsArgs),
     /// List the region's hosts
     Hosts,
-    /// List the region's networks
+    /// List the region's networks, or change one
     #[command(alias = "network")]
-    Networks,
+    Networks(network::Args),
     /// List the names that resolve inside the networks with members here
     DomainNames(show::DomainNamesArgs),
     /// Say how the agent and its region are
@@ -111,7 +112,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Verb::Run(args) => run::run(&client, args),
         Verb::Ps(args) => show::ps(&client, &args, &out),
         Verb::Hosts => show::hosts(&client, &out),
-        Verb::Networks => show::networks(&client, &out),
+        Verb::Networks(args) => network::run(&client, &args, &out),
         Verb::DomainNames(args) => show::domain_names(&client, &args, &out),
         Verb::Status(args) => show::status(&client, &args, &out),
         Verb::Events(args) => show::events(&client, &args, &out),

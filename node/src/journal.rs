@@ -166,10 +166,10 @@ impl Journal {
         self.entries.values().map(|e| ((e.network, e.member.clone()), project::record(e))).collect()
     }
 
-    /// This host's word on its networks.
+    /// This host's word on its networks: released members do not follow what becomes of it.
     pub fn claims(&self) -> BTreeMap<NetworkId, NetworkRecord> {
         let mut networks = BTreeMap::new();
-        for entry in self.entries.values() {
+        for entry in self.live().chain(self.entries.values()) {
             networks.entry(entry.network).or_insert_with(|| entry.claim.clone());
         }
         networks
@@ -180,5 +180,24 @@ impl Journal {
         let members =
             self.records().into_iter().map(|((pn, member), record)| Record::Member(pn, member, record));
         self.claims().into_iter().map(|(pn, record)| Record::Network(pn, record)).chain(members).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::project::fixtures::{entry, pn};
+
+    #[test]
+    fn a_released_member_has_no_word_on_its_network() {
+        let mut journal = Journal::default();
+        for last in [1, 2] {
+            journal.insert(entry(last, MemberState::Ready));
+        }
+        journal.release(&entry(1, MemberState::Ready).member, 9, Instant::now());
+        journal.change(&entry(2, MemberState::Ready).member, |e| e.claim.vni = 43);
+        assert_eq!(journal.claims()[&pn()].vni, 43);
+        journal.release(&entry(2, MemberState::Ready).member, 10, Instant::now());
+        assert!(journal.claims().contains_key(&pn()), "an address that rests is published with its network");
     }
 }

@@ -1,9 +1,10 @@
 //! What a container would be answered, asked at the agent: the same `answer` on the same zones.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::str::FromStr as _;
 
-use gossip::id::MemberId;
+use gossip::id::{MemberId, NetworkId};
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RData, RecordType};
 use resolver::{Outcome, Transport};
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::agent::Snapshot;
 use crate::attach::{Refusal, RefusalKind};
 use crate::config::Dns;
+use crate::store::Entry;
 
 /// An answer in words.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,25 +48,21 @@ pub struct Target {
 pub fn look_up(dns: &Dns, snapshot: &Snapshot, name: &str, asker: Option<&str>) -> Result<Lookup, Refusal> {
     let name =
         Name::from_str(name).map_err(|e| Refusal::new(RefusalKind::Malformed, format!("{name:?}: {e}")))?;
-    let zones = match asker {
-        None => snapshot.zones.values().cloned().collect(),
-        Some(asker) => {
-            let found: Vec<_> = snapshot
-                .journal
-                .live()
-                .filter(|e| asker.parse::<MemberId>().is_ok_and(|m| m == e.member) || e.container == asker)
-                .filter_map(|e| snapshot.zones.get(&e.network).cloned())
-                .collect();
-            if found.is_empty() {
-                let detail = format!("{asker} is no member on this host");
-                return Err(
-                    Refusal::new(RefusalKind::NotFound, detail).hint("`warren ps` lists this host's members")
-                );
-            }
-            found
-        }
+    let is_asker = |e: &&Entry| {
+        asker.is_none_or(|asker| {
+            asker.parse::<MemberId>().is_ok_and(|member| member == e.member) || e.container == asker
+        })
     };
-    let scope = crate::names::scope(dns, zones, snapshot.view.whole || snapshot.view.hosts.len() > 1);
+    let networks: BTreeMap<NetworkId, bool> =
+        snapshot.journal.live().filter(is_asker).map(|e| (e.network, e.claim.forwards())).collect();
+    if let (Some(asker), true) = (asker, networks.is_empty()) {
+        let detail = format!("{asker} is no member on this host");
+        return Err(Refusal::new(RefusalKind::NotFound, detail).hint("`warren ps` lists this host's members"));
+    }
+    let zones = networks.keys().filter_map(|network| snapshot.zones.get(network).cloned()).collect();
+    let forward = networks.values().all(|forward| *forward);
+    let synced = snapshot.view.whole || snapshot.view.hosts.len() > 1;
+    let scope = crate::names::scope(dns, zones, synced, forward);
     let mut lookup = Lookup { name: name.to_string(), ..Lookup::default() };
     for kind in [RecordType::A, RecordType::AAAA, RecordType::SRV, RecordType::TXT] {
         let mut reply = Vec::new();

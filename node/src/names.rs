@@ -77,7 +77,6 @@ pub struct Names {
 
 struct Container {
     scope: watch::Sender<Arc<Scope>>,
-    networks: BTreeSet<NetworkId>,
     // A socket pins the container's namespace: dropped with the last membership.
     _listener: Option<Listener>,
 }
@@ -122,18 +121,21 @@ impl Names {
         if self.containers.contains_key(&entry.netns.cookie) {
             return Ok(());
         }
+        self.serve(entry, self.scope(&BTreeSet::from([entry.network]), entry.claim.forwards()))
+    }
+
+    fn serve(&mut self, entry: &Entry, scope: Scope) -> Result<(), Refusal> {
         let sockets = self.sockets.open(&entry.netns, self.dns.listener()).map_err(|error| {
             let detail = format!("cannot listen on {} in the container: {error}", self.dns.listener());
             Refusal::new(RefusalKind::Failed, detail)
                 .hint("set `dns.listen` to a loopback address that is free there")
         })?;
-        let networks = BTreeSet::from([entry.network]);
-        let (scope, scopes) = watch::channel(Arc::new(self.scope(&networks)));
+        let (scope, scopes) = watch::channel(Arc::new(scope));
         let serve = |sockets| Listener::serve(sockets, scopes, self.service.clone());
         let listener = sockets.map(serve).transpose().map_err(|error| {
             Refusal::new(RefusalKind::Failed, format!("cannot serve names in the container: {error}"))
         })?;
-        self.containers.insert(entry.netns.cookie, Container { scope, networks, _listener: listener });
+        self.containers.insert(entry.netns.cookie, Container { scope, _listener: listener });
         Ok(())
     }
 
@@ -160,25 +162,24 @@ impl Names {
         }
         self.synced |= synced;
 
-        let mut wanted: BTreeMap<u64, (BTreeSet<NetworkId>, &Entry)> = BTreeMap::new();
+        let mut wanted: BTreeMap<u64, (BTreeSet<NetworkId>, bool, &Entry)> = BTreeMap::new();
         for entry in journal.durable().filter(|e| e.state == MemberState::Ready) {
-            let container = wanted.entry(entry.netns.cookie).or_insert_with(|| (BTreeSet::new(), entry));
+            let container =
+                wanted.entry(entry.netns.cookie).or_insert_with(|| (BTreeSet::new(), true, entry));
             container.0.insert(entry.network);
+            container.1 &= entry.claim.forwards();
         }
         let before = self.containers.len();
         self.containers.retain(|cookie, _| wanted.contains_key(cookie));
         if self.containers.len() < before {
             self.sockets.retain(&self.containers.keys().copied().collect());
         }
-        for (cookie, (networks, entry)) in wanted {
-            if let Err(refusal) = self.listen(entry) {
+        for (cookie, (networks, forward, entry)) in wanted {
+            let scope = self.scope(&networks, forward);
+            if let Some(container) = self.containers.get(&cookie) {
+                container.scope.send_replace(Arc::new(scope));
+            } else if let Err(refusal) = self.serve(entry, scope) {
                 tracing::warn!(container = %entry.container, "{refusal}");
-                continue;
-            }
-            let scope = Arc::new(self.scope(&networks));
-            if let Some(container) = self.containers.get_mut(&cookie) {
-                container.networks = networks;
-                container.scope.send_replace(scope);
             }
         }
     }
@@ -270,16 +271,17 @@ impl Names {
         )
     }
 
-    fn scope(&self, networks: &BTreeSet<NetworkId>) -> Scope {
-        scope(&self.dns, networks.iter().filter_map(|n| self.zones.get(n)).cloned().collect(), self.synced)
+    fn scope(&self, networks: &BTreeSet<NetworkId>, forward: bool) -> Scope {
+        let zones = networks.iter().filter_map(|n| self.zones.get(n)).cloned().collect();
+        scope(&self.dns, zones, self.synced, forward)
     }
 }
 
-/// What a container in these networks may see.
-pub fn scope(dns: &Dns, zones: Vec<Arc<Zone>>, synced: bool) -> Scope {
+/// What a container in these networks may see; `forward` is whether each of them lets other names be passed on.
+pub fn scope(dns: &Dns, zones: Vec<Arc<Zone>>, synced: bool, forward: bool) -> Scope {
     let answers = if synced { Answers::Zones(zones) } else { Answers::NotReady };
     let name_server: Ipv4Addr = dns.listen;
-    Scope::new(&dns.zone, name_server, answers, dns.forward)
+    Scope::new(&dns.zone, name_server, answers, dns.forward && forward)
         .unwrap_or_else(|error| unreachable!("the zone was checked with the configuration: {error}"))
 }
 
@@ -288,12 +290,13 @@ mod tests {
     use super::*;
     use crate::project::fixtures::{entry, pn, view};
     use gossip::Standing;
+    use gossip::record::Forwarding;
     use hickory_proto::op::{Message, MessageType, OpCode, Query};
     use hickory_proto::rr::{Name, RecordType};
 
     /// The TTL of the app's own name.
     fn ttl_s(names: &Names) -> u32 {
-        let scope = scope(&names.dns, names.zones().values().cloned().collect(), true);
+        let scope = scope(&names.dns, names.zones().values().cloned().collect(), true, true);
         let named = names.zones()[&pn()].names().remove(0).name;
         let mut query = Message::new(1, MessageType::Query, OpCode::Query);
         query.add_query(Query::query(Name::from_ascii(named).unwrap(), RecordType::A));
@@ -346,6 +349,32 @@ mod tests {
         names.follow(&remembered, &Ledger::of(&remembered), &journal, |_| false);
         assert_eq!((names.containers.len(), names.synced), (1, true));
         assert!(!names.is_due(Instant::now()));
+    }
+
+    #[tokio::test]
+    async fn one_network_of_several_is_enough_to_keep_other_names_here() {
+        let dns = Dns { upstreams: Some(Vec::new()), ..Dns::default() };
+        let mut names = Names::new(&dns, Arc::new(NotListening));
+        let other: NetworkId = "pn-5e1b5a3c-9d41-4b0e-8f5e-0b6f2b7f1c22".parse().unwrap();
+        let said = |off| Some(Forwarding { counter: 1, off });
+        for (first, second, forwards) in
+            [(None, said(false), true), (None, said(true), false), (said(true), None, false)]
+        {
+            let mut members = [1, 2].map(|n| entry(n, MemberState::Ready));
+            members[1].network = other;
+            (members[0].claim.forwarding, members[1].claim.forwarding) = (first, second);
+            let cookie = members[0].netns.cookie;
+            let journal = Journal::restore(members.to_vec(), Instant::now());
+            let view = View { whole: true, ..view(&[("a", Standing::Answering, &members)]) };
+            names.follow(&view, &Ledger::of(&view), &journal, |_| true);
+            let mut query = Message::new(1, MessageType::Query, OpCode::Query);
+            query.add_query(Query::query(Name::from_ascii("example.org.").unwrap(), RecordType::A));
+            let scope = names.containers[&cookie].scope.borrow().clone();
+            let query = query.to_vec().unwrap();
+            let outcome =
+                resolver::answer(&query, &scope, resolver::Transport::Udp, &mut rand::rng(), &mut Vec::new());
+            assert_eq!(outcome == resolver::Outcome::Forward, forwards, "{outcome:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -27,9 +27,13 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     ) -> Result<Claimed, Refusal> {
         let Call { network, container: id, request } = call;
         let same = |e: &&Entry| e.netns.cookie == container.netns.cookie && e.boot == self.boot;
-        if let Some(entry) = self.journal.live().filter(|e| e.network == network).find(same) {
+        let existing = self.journal.live().filter(|e| e.network == network).find(same).cloned();
+        if let Some(entry) = existing {
             return Ok(match entry.state {
-                MemberState::Ready => Claimed::Existing(Box::new(entry.clone())),
+                MemberState::Ready => {
+                    let claim = self.say_forwarding(network, entry.claim.clone(), request.forward);
+                    Claimed::Existing(Box::new(Entry { claim, ..entry }))
+                }
                 _ => Claimed::Later(told, again(), "another call is attaching this container".into()),
             });
         }
@@ -93,7 +97,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             member: MemberId::random(),
             container: id,
             network,
-            claim: things.claim,
+            claim: self.say_forwarding(network, things.claim, request.forward),
             app: request.app,
             process: request.process,
             ordinal: things.ordinal,

@@ -34,7 +34,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     pub(super) fn follow_claims(&mut self) -> bool {
         let stale = |e: &&Entry| self.ledger.networks.get(e.network).is_some_and(|claim| claim != e.claim);
         let stale: Vec<Entry> = self.journal.live().filter(stale).cloned().collect();
-        let mut moved: BTreeSet<NetworkId> = BTreeSet::new();
+        let (mut moved, mut told): (BTreeSet<NetworkId>, BTreeSet<NetworkId>) = Default::default();
         for mut entry in stale.iter().cloned() {
             let Some(claim) = self.ledger.networks.get(entry.network) else { continue };
             if claim.vni != entry.claim.vni && moved.insert(entry.network) {
@@ -42,6 +42,9 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 tracing::warn!(%network, old, new, "the network has another VNI now");
                 self.events.note(EventKind::VniMoved, format!("{network}: VNI {old} became {new}"));
                 self.metrics.conflict("vni");
+            }
+            if claim.forwards() != entry.claim.forwards() && told.insert(entry.network) {
+                self.tell_forwarding(entry.network, claim.forwards());
             }
             entry.claim = claim;
             self.change(entry);

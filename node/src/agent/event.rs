@@ -34,6 +34,8 @@ pub enum EventKind {
     Renumbered,
     /// A network's VNI was another network's, or its hosts did not agree: it has another one.
     VniMoved,
+    /// Other names are passed on for a network's containers, or no more.
+    Forwarding,
     /// This host was away, and somebody else has what a member of it held.
     Yielded,
     /// A member whose journal entry was lost was taken over from the region's records.
@@ -54,6 +56,7 @@ impl EventKind {
             EventKind::Readdressed => "readdressed",
             EventKind::Renumbered => "renumbered",
             EventKind::VniMoved => "vni-moved",
+            EventKind::Forwarding => "forwarding",
             EventKind::Yielded => "yielded",
             EventKind::Adopted => "adopted",
             EventKind::CutOff => "cut-off",

@@ -141,6 +141,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             counter: self.ledger.next_counter(),
             vni: vni_candidate(network, 0),
             subnet: DEFAULT_SUBNET,
+            forwarding: None,
             unknown: BTreeMap::new(),
         });
         // An attach that did not end was promised to nobody, and what was detached meanwhile is

@@ -26,10 +26,10 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             Step::Claim(call, reply) => {
                 let (call, container, told) = *call;
                 let claimed = self.claim(call, container, Box::new(told));
-                let new = matches!(claimed, Ok(Claimed::New(..)));
+                let changed = matches!(claimed, Ok(Claimed::New(..) | Claimed::Existing(..)));
                 // Answered before it is published: the journal is written meanwhile.
                 let _ = reply.send(claimed);
-                if new {
+                if changed {
                     self.follow().await;
                 }
             }
@@ -53,6 +53,11 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 let ready = self.ready(&member);
                 self.follow().await;
                 let _ = reply.send(ready);
+            }
+            Step::Forward(network, forward, reply) => {
+                let set = self.set_forwarding(network, forward);
+                self.follow().await;
+                let _ = reply.send(set);
             }
             Step::Release(member, reply) => {
                 if !self.taken_over && self.journal.get(&member).is_none() {

@@ -237,9 +237,15 @@ pub struct NetworkRow {
     pub here: usize,
     /// Hosts with live members of it.
     pub hosts: usize,
+    /// Whether other names are passed on for its containers.
+    pub forward: bool,
 }
 
 pub(super) async fn networks<K, S: Clone>(State(served): State<Served<K, S>>) -> Json<Vec<NetworkRow>> {
+    Json(networks_of(&served))
+}
+
+pub(super) fn networks_of<K, S: Clone>(served: &Served<K, S>) -> Vec<NetworkRow> {
     let snapshot = served.snapshot.borrow().clone();
     let ledger = snapshot.ledger();
     let rows = ledger.networks.iter().map(|(network, record)| {
@@ -257,9 +263,10 @@ pub(super) async fn networks<K, S: Clone>(State(served): State<Served<K, S>>) ->
             members: snapshot.view.hosts.values().map(of).sum(),
             here: snapshot.view.hosts.get(&served.config.host).map_or(0, of),
             hosts: snapshot.view.hosts.values().filter(|h| of(h) > 0).count(),
+            forward: record.forwards(),
         }
     });
-    Json(rows.collect())
+    rows.collect()
 }
 
 /// One member of the region.

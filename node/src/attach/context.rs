@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use gossip::id::{HostId, MemberId};
+use gossip::id::{HostId, MemberId, NetworkId};
 use gossip::record::MemberState;
 use netplumb::kernel::{Container, Kernel, NetnsSource};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -171,6 +171,11 @@ impl<K: Kernel, S: Store> Context<K, S> {
     /// and the region has not said yet what this host had: then it is not taken over.
     pub async fn disown(self, member: MemberId) -> Result<(), Refusal> {
         self.step(|reply| Step::Release(member, reply)).await.map(|_| ())
+    }
+
+    /// Says whether other names are passed on for a network's containers.
+    pub async fn forward(self, network: NetworkId, forward: bool) -> Result<(), Refusal> {
+        self.step(|reply| Step::Forward(network, forward, reply)).await?
     }
 
     /// Gives a contested member other things; it keeps its key and its names.

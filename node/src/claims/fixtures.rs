@@ -50,7 +50,7 @@ pub fn record(counter: u64, last: u16, ordinal: Option<u32>, state: MemberState)
 }
 
 pub fn claim(counter: u64, vni: u32) -> NetworkRecord {
-    NetworkRecord { counter, vni, subnet: DEFAULT_SUBNET, unknown: BTreeMap::new() }
+    NetworkRecord { counter, vni, subnet: DEFAULT_SUBNET, forwarding: None, unknown: BTreeMap::new() }
 }
 
 /// A region's records, written host by host, that tests look at as views.

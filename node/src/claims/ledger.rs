@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 use gossip::View;
 use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
-use gossip::record::{COUNTER_MAX, MemberRecord, MemberState};
+use gossip::record::{COUNTER_MAX, MemberRecord, MemberState, NetworkRecord};
 use gossip::standing::Standing;
 use gossip::view::{Host, HostRecords, Vanished};
 use ipnet::Ipv4Net;
@@ -369,7 +369,7 @@ fn members_of(records: &HostRecords, network: NetworkId) -> impl Iterator<Item =
 }
 
 fn highest_counter(host: &Host) -> u64 {
-    let networks = host.records.networks.values().map(|record| record.counter);
+    let networks = host.records.networks.values().map(NetworkRecord::counter_max);
     let members = host.records.members.values().map(|record| record.counter);
     networks.chain(members).chain([host.records.host.counter]).max().unwrap_or(0)
 }

@@ -13,8 +13,9 @@ use super::vni_candidate;
 
 /// The networks of the region.
 ///
-/// All hosts of a network publish the same, copied from its lowest (counter, host) record. Of two
-/// networks on one VNI the lower (counter, network) keeps it, the other takes its next candidate.
+/// All hosts of a network publish the same, copied from its lowest (counter, host) record, and what
+/// was said last of its other names. Of two networks on one VNI the lower (counter, network) keeps it,
+/// the other takes its next candidate.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Networks {
     /// The lowest record of each network, and whose it is.
@@ -27,8 +28,8 @@ pub struct Networks {
     unsettled: BTreeSet<NetworkId>,
 }
 
-/// A host that is gone has no word where another one has: what it said of a VNI may be long settled
-/// otherwise.
+/// A host that is gone has no word on a VNI where another one has: what it said may be long settled
+/// otherwise. What it said of other names is the last word until there is a later one.
 #[derive(Debug, Clone, PartialEq)]
 struct Lowest {
     gone: bool,
@@ -88,7 +89,9 @@ impl Networks {
                     (gone, to.counter, host) < (held.gone, held.record.counter, &held.host)
                 })
             };
-            if held.is_some_and(|held| held.host == *host) || to.is_some_and(lower) {
+            let said = |record: Option<&NetworkRecord>| record.and_then(|record| record.forwarding);
+            if held.is_some_and(|held| held.host == *host) || to.is_some_and(lower) || said(from) != said(to)
+            {
                 self.unsettled.insert(*network);
             }
         });
@@ -151,6 +154,7 @@ fn lowest(view: &View, network: NetworkId) -> Option<Lowest> {
     let words = view.hosts.iter().filter_map(|(host, h)| {
         Some((h.standing == Standing::Gone, host, h.records.networks.get(&network)?))
     });
-    let lowest = words.min_by_key(|(gone, host, record)| (*gone, record.counter, *host));
-    lowest.map(|(gone, host, record)| Lowest { gone, host: host.clone(), record: record.clone() })
+    let forwarding = words.clone().filter_map(|(_, _, record)| record.forwarding).max();
+    let (gone, host, record) = words.min_by_key(|(gone, host, record)| (*gone, record.counter, *host))?;
+    Some(Lowest { gone, host: host.clone(), record: NetworkRecord { forwarding, ..record.clone() } })
 }

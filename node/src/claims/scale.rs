@@ -44,6 +44,7 @@ fn region() -> (Region, Vec<NetworkId>) {
                 counter: 1,
                 vni: 10 + (number % NETWORKS) as u32,
                 subnet: DEFAULT_SUBNET,
+                forwarding: None,
                 unknown: BTreeMap::new(),
             };
             records.networks.insert(network, claim);

@@ -12,6 +12,7 @@ use gossip::port::Port;
 
 use super::Failure;
 use super::client::{Client, segment};
+use super::network::Switch;
 use super::output::Output;
 use crate::attach::{Attached, Netns, Request};
 
@@ -50,6 +51,10 @@ pub struct What {
     /// A port it serves, for SRV records: tcp/3000 or udp/53:dns; may be given again
     #[arg(long = "publish", value_name = "PROTOCOL/PORT[:NAME]")]
     pub ports: Vec<Port>,
+    /// Whether the network's containers, all of them, resolve other names than private ones [default: as it is, on
+    /// at first]
+    #[arg(long)]
+    pub forward: Option<Switch>,
     /// Milliseconds to wait for the other hosts of the network
     #[arg(long, default_value_t = 250, value_name = "MS")]
     pub wait: u64,
@@ -102,6 +107,7 @@ pub fn call(client: &Client, what: What, netns: Netns, id: &str) -> Result<Attac
         ifname: what.ifname,
         address: what.address,
         ports: what.ports,
+        forward: what.forward.map(|forward| forward == Switch::On),
         netns,
         wait_ms: Some(what.wait),
     };

@@ -1,4 +1,4 @@
-//! `warren ps`, `hosts`, `networks`, `domain-names`, `status` and `events`.
+//! `warren ps`, `hosts`, `domain-names`, `status` and `events`.
 
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use super::Failure;
 use super::client::Client;
 use super::output::Output;
 use crate::agent::Event;
-use crate::api::{HostRow, MemberRow, NameRow, NetworkRow, Status};
+use crate::api::{HostRow, MemberRow, NameRow, Status};
 
 #[derive(Debug, Args)]
 pub struct PsArgs {
@@ -105,21 +105,6 @@ pub fn hosts(client: &Client, out: &Output) -> Result<ExitCode, Failure> {
             h.vtep.to_string(),
             h.mtu.to_string(),
             h.members.to_string(),
-        ]
-    });
-    Ok(ExitCode::SUCCESS)
-}
-
-pub fn networks(client: &Client, out: &Output) -> Result<ExitCode, Failure> {
-    let networks: Vec<NetworkRow> = client.get("/v1/networks")?;
-    out.rows(&networks, &["NETWORK", "VNI", "SUBNET", "MEMBERS", "HERE", "HOSTS"], |n| {
-        vec![
-            n.network.to_string(),
-            n.vni.to_string(),
-            n.subnet.clone(),
-            n.members.to_string(),
-            n.here.to_string(),
-            n.hosts.to_string(),
         ]
     });
     Ok(ExitCode::SUCCESS)

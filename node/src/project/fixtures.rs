@@ -26,7 +26,13 @@ pub fn entry(last: u8, state: MemberState) -> Entry {
         member: format!("{last:016x}").parse().unwrap(),
         container: format!("c{last}"),
         network: pn(),
-        claim: NetworkRecord { counter: 1, vni: 42, subnet: DEFAULT_SUBNET, unknown: BTreeMap::new() },
+        claim: NetworkRecord {
+            counter: 1,
+            vni: 42,
+            subnet: DEFAULT_SUBNET,
+            forwarding: None,
+            unknown: BTreeMap::new(),
+        },
         app: "ap-a71da13f-7c70-4c00-a644-eee8558d8053".parse().unwrap(),
         process: "web".parse().unwrap(),
         ordinal: Some(u32::from(last)),
@@ -50,7 +56,13 @@ pub fn view(hosts: &[(&str, Standing, &[Entry])]) -> View {
     let mut view = View::default();
     for (i, (name, standing, entries)) in hosts.iter().enumerate() {
         let vtep = IpAddr::V4(Ipv4Addr::new(192, 0, 2, i as u8 + 1));
-        let claim = NetworkRecord { counter: 1, vni: 42, subnet: DEFAULT_SUBNET, unknown: BTreeMap::new() };
+        let claim = NetworkRecord {
+            counter: 1,
+            vni: 42,
+            subnet: DEFAULT_SUBNET,
+            forwarding: None,
+            unknown: BTreeMap::new(),
+        };
         let records = HostRecords {
             host: HostRecord {
                 name: name.parse().unwrap(),

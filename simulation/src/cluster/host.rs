@@ -372,7 +372,17 @@ impl Host {
             Choice::Address(last) => (None, Some(Ipv4Addr::new(10, 240, 0, last))),
         };
         let ports = Vec::new();
-        let request = Request { app, process, ordinal, ifname: None, address, ports, netns, wait_ms: None };
+        let request = Request {
+            app,
+            process,
+            ordinal,
+            ifname: None,
+            address,
+            ports,
+            forward: None,
+            netns,
+            wait_ms: None,
+        };
         (Call { network, container, request }, path)
     }
 }

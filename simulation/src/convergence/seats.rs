@@ -151,7 +151,10 @@ pub fn network() -> NetworkId {
 /// The host's word on the network: it takes part in it.
 pub fn takes_part() -> Record {
     let subnet = "10.240.0.0/22".parse().expect("a subnet");
-    Record::Network(network(), NetworkRecord { counter: 1, vni: 4711, subnet, unknown: BTreeMap::new() })
+    Record::Network(
+        network(),
+        NetworkRecord { counter: 1, vni: 4711, subnet, forwarding: None, unknown: BTreeMap::new() },
+    )
 }
 
 /// The name of one of a host's members.

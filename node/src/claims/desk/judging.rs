@@ -144,7 +144,8 @@ impl Desk<'_> {
             Some(holder) => Answer::Held(holder),
             None => {
                 let counter = self.ledger.next_counter();
-                let record = NetworkRecord { counter, vni, subnet, unknown: Default::default() };
+                let record =
+                    NetworkRecord { counter, vni, subnet, forwarding: None, unknown: Default::default() };
                 self.grants.tell(network, record.clone(), self.now);
                 Answer::Network(record)
             }

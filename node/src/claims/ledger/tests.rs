@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use gossip::record::NetworkRecord;
+use gossip::record::{Forwarding, NetworkRecord};
 use proptest::prelude::*;
 
 use super::super::fixtures::*;
@@ -95,6 +95,34 @@ fn a_host_that_is_gone_has_no_word_where_another_has() {
 }
 
 #[test]
+fn what_is_said_last_of_other_names_holds() {
+    let mut region = Region::of(&["a", "b", "c"]);
+    let said = |counter, off| Some(Forwarding { counter, off });
+    region.put_network("a", PN, claim(1, 10));
+    region.put_network("b", PN, NetworkRecord { forwarding: said(7, true), ..claim(2, 20) });
+    let mut ledger = Ledger::of(&region.view);
+    assert_eq!(
+        ledger.networks.get(pn()),
+        Some(NetworkRecord { forwarding: said(7, true), ..claim(1, 10) }),
+        "whoever has the lowest claim"
+    );
+    assert_eq!(ledger.next_counter(), 8, "the next word is later");
+    let mut follow = |region: &Region, before: &View| {
+        let touched = ledger.follow(&Changes::between(before, &region.view));
+        (touched.networks.contains(&pn()), ledger.networks.get(pn()).unwrap().forwards())
+    };
+    let before = region.view.clone();
+    region.put_network("c", PN, NetworkRecord { forwarding: said(8, false), ..claim(9, 10) });
+    assert_eq!(follow(&region, &before), (true, true));
+    let before = region.view.clone();
+    region.host("c").standing = Standing::Gone;
+    assert!(follow(&region, &before).1, "it has not been taken back");
+    let before = region.view.clone();
+    region.put_network("a", PN, NetworkRecord { forwarding: said(8, true), ..claim(1, 10) });
+    assert_eq!(follow(&region, &before), (true, false), "said at once, \"off\" holds");
+}
+
+#[test]
 fn only_open_networks_are_kept() {
     let mut region = Region::of(&["a"]);
     let mut ledger = Ledger::default();
@@ -136,7 +164,11 @@ fn edit() -> impl Strategy<Value = Edit> {
     prop_oneof![
         4 => (0u8..4, 0u64..4, member.clone()).prop_map(|(h, m, r)| Edit::Put(h, m, r)),
         1 => (0u8..4, 0u64..4).prop_map(|(h, m)| Edit::Remove(h, m)),
-        2 => (0u8..4, any::<bool>(), 0u64..4, 10u32..13).prop_map(|(h, n, c, v)| Edit::Network(h, n, claim(c, v))),
+        2 => (0u8..4, any::<bool>(), 0u64..4, 10u32..13, prop::option::of((0u64..4, any::<bool>())))
+            .prop_map(|(h, n, c, v, said)| {
+                let forwarding = said.map(|(counter, off)| Forwarding { counter, off });
+                Edit::Network(h, n, NetworkRecord { forwarding, ..claim(c, v) })
+            }),
         1 => (0u8..4, any::<bool>()).prop_map(|(h, n)| Edit::NoNetwork(h, n)),
         2 => (0u8..4, standing).prop_map(|(h, s)| Edit::Stand(h, s)),
         1 => (0u8..4, 0u64..4, member).prop_map(|(h, m, r)| Edit::Vanish(h, m, r)),
