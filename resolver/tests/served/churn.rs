@@ -12,6 +12,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
+use tokio::time::MissedTickBehavior;
 
 const CHANGES: u32 = 30;
 const PERIOD: Duration = Duration::from_millis(100);
@@ -64,6 +65,7 @@ async fn no_answer_is_wrong_lost_or_torn_while_zones_change() {
             tokio::task::spawn_blocking(move || new(address).ask_until_the_end(&versions))
         });
     let mut ticks = tokio::time::interval(PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for next in 1..=CHANGES {
         ticks.tick().await;
         let scope = scope(version(next));
