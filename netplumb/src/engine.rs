@@ -23,6 +23,7 @@ mod remote;
 #[cfg(test)]
 mod tests;
 mod tunnels;
+mod uapi;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -37,13 +38,14 @@ use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-pub use self::device::open_tun;
+pub use self::device::{netns_of, open_tun};
 use self::event_loop::{Command, EventLoop, Port, Ports};
 pub use self::process::Process;
 pub use self::protocol::PeerConfig;
 use self::protocol::{OLDEST, VERSION};
 pub use self::remote::{Facts, Remote};
 use self::tunnels::Tunnels;
+pub use self::uapi::DIRECTORY as UAPI_DIRECTORY;
 use crate::state::{Key, PrivateKey};
 
 /// One WireGuard interface: its descriptors and its own identity.

@@ -49,6 +49,10 @@ impl Place {
         self.dir.path().join("engine.sock")
     }
 
+    fn uapi(&self) -> PathBuf {
+        self.dir.path().join("wireguard")
+    }
+
     fn agent(&self) -> Remote {
         let (socket, engines) = (self.socket(), self.engines.clone());
         let launch = move || {
@@ -57,7 +61,7 @@ impl Place {
             engines.lock().unwrap().push(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
             Ok(())
         };
-        Remote::open(self.socket(), Box::new(launch)).unwrap()
+        Remote::open(self.socket(), Some(self.uapi()), Box::new(launch)).unwrap()
     }
 
     fn kill_engine(&self) {
@@ -286,7 +290,7 @@ fn an_agent_refuses_an_engine_it_does_not_understand() {
     let listener = UnixListener::bind(place.socket()).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| drop(greets(&listener, 9)));
-        let error = Remote::open(place.socket(), nothing()).map(drop).unwrap_err();
+        let error = Remote::open(place.socket(), None, nothing()).map(drop).unwrap_err();
         assert!(matches!(error, EngineError::Version { theirs: 9, .. }), "{error}");
         let text = error.to_string();
         assert!(text.contains("version 9") && text.contains("kill "), "{text}");
@@ -320,4 +324,44 @@ fn an_engine_is_for_its_owner_alone() {
         std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path).unwrap().permissions())
     };
     assert_eq!(mode(&place.socket()) & 0o777, 0o600);
+}
+
+#[test]
+fn an_interface_can_be_looked_at_but_not_changed() {
+    let place = Place::new();
+    let agent = place.agent();
+    let (a, b) = pair(&agent);
+    assert!(pings(&a, &b, 2).0);
+    let asked = |request: &str| {
+        let mut socket = UnixStream::connect(place.uapi().join("wrm1.sock")).unwrap();
+        socket.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let hex = |key: Key| key.0.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let check = |replaced: u64| {
+        let answer = asked("get=1\n\n");
+        for line in [
+            format!("private_key={}", "01".repeat(32)),
+            "listen_port=51820".to_owned(),
+            format!("public_key={}", hex(b.key())),
+            "endpoint=192.0.2.2:51820".to_owned(),
+            "allowed_ip=10.240.0.2/32".to_owned(),
+        ] {
+            assert!(answer.lines().any(|l| l == line), "{line} is not in {answer}");
+        }
+        assert!(
+            answer.ends_with("errno=0\n\n") && !answer.contains("last_handshake_time_sec=0\n"),
+            "{answer}"
+        );
+        assert_eq!(asked("set=1\nlisten_port=7\n\n"), format!("errno={}\n\n", -libc::EPERM));
+        assert_eq!(agent.facts().replaced, replaced);
+    };
+    check(0);
+    place.kill_engine();
+    assert!(pings(&a, &b, 2).0);
+    check(1);
+    agent.remove("m1");
+    assert!(!place.uapi().join("wrm1.sock").exists());
 }

@@ -376,7 +376,16 @@ impl Drop for Host {
             // It may have ended meanwhile.
             let _ = kill_process(pid, Signal::KILL);
         }
+        let members = fs::read_dir(self.dir.join("state/members")).into_iter().flatten().flatten();
+        for member in members {
+            let _ = fs::remove_file(wg_socket(&member.file_name().to_string_lossy()));
+        }
     }
+}
+
+/// Where `wg show` finds the interface of a member.
+pub fn wg_socket(member: &str) -> PathBuf {
+    Path::new("/run/wireguard").join(format!("wr{}.sock", &member[..12.min(member.len())]))
 }
 
 /// An address on the bridge of the host with this number.

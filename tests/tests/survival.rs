@@ -235,3 +235,24 @@ fn a_reset_leaves_no_trace_and_no_engine() {
     let again = scene.webs[0].0.join(PN, AP, "web");
     assert_eq!(scene.webs[1].0.ask_tcp(again.address, PORT).unwrap(), scene.webs[0].0.name());
 }
+
+#[test]
+fn wg_shows_an_interface_and_sets_nothing() {
+    let scene = Scene::new("wg-shows");
+    tests::process::need(&[("wg", "wireguard-tools")]);
+    let (own, other) = (&scene.webs[0].1, &scene.webs[1].1);
+    let key = |attached: &Attached| attached.json["public_key"].as_str().unwrap().to_owned();
+    let name = format!("wr{}", &own.member[..12]);
+    // Not from the container: the interface is called wg0 there, as in many others.
+    let shown = scene.hosts[0].run("wg", &["show", &name, "dump"]).ok().stdout.clone();
+    let lines: Vec<Vec<&str>> = shown.lines().map(|line| line.split('\t').collect()).collect();
+    assert_eq!((lines.len(), lines[0][1], lines[0][2]), (2, key(own).as_str(), "51820"), "{shown}");
+    let (endpoint, allowed) = (format!("{}:51820", other.address), format!("{}/32", other.address));
+    assert_eq!((lines[1][0], lines[1][2]), (key(other).as_str(), endpoint.as_str()), "{shown}");
+    assert!(lines[1][3].split(',').any(|address| address == allowed) && lines[1][4] != "0", "{shown}");
+    let set = scene.hosts[0].run("wg", &["set", &name, "listen-port", "7"]);
+    assert!(set.code != 0 && set.stderr.contains("not permitted"), "{set:?}");
+    scene.reaches(0);
+    scene.webs[0].0.detach(PN).ok();
+    assert!(!tests::host::wg_socket(&own.member).exists());
+}

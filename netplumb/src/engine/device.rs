@@ -4,7 +4,7 @@
 use std::ffi::{c_char, c_short};
 use std::io;
 use std::net::SocketAddrV4;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -29,6 +29,21 @@ pub fn open_tun(name: &str) -> io::Result<OwnedFd> {
     // SAFETY: TUNSETIFF reads and writes one ifreq, which lives until the call returns.
     let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &mut request) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(tun) }
+}
+
+/// `_IO('T', 227)` of linux/if_tun.h (Linux 5.2).
+const TUNGETDEVNETNS: libc::c_ulong = 0x54e3;
+
+/// The network namespace that the device of `tun` stands in now.
+///
+/// # Errors
+/// EPERM without CAP_NET_ADMIN, EBADFD when the device went with its namespace.
+pub fn netns_of(tun: &OwnedFd) -> io::Result<OwnedFd> {
+    // SAFETY: the request takes no argument and gives a new descriptor, which nobody else owns.
+    unsafe {
+        let netns = libc::ioctl(tun.as_raw_fd(), TUNGETDEVNETNS as _);
+        if netns < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(netns)) }
+    }
 }
 
 fn interface_name(name: &str) -> io::Result<[c_char; libc::IFNAMSIZ]> {

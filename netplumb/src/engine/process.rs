@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use super::channel::Channel;
 use super::protocol::{self, Config, GREETING_BYTES, Reply, Request, VERSION};
-use super::{Engine, EngineError, Interface, PeerConfig};
+use super::{Engine, EngineError, Interface, PeerConfig, uapi};
 
 /// For how long descriptors are kept for an agent that has gone. A DNS socket pins its container's namespace, and no
 /// stub resolver waits longer for an answer.
@@ -81,12 +81,12 @@ impl Process {
     /// # Errors
     /// The data thread could not be started, or the kernel refuses to wait.
     pub fn serve(self) -> Result<(), EngineError> {
-        let mut holdings =
-            Holdings { engine: Engine::start()?, kept: BTreeMap::new(), started: Instant::now() };
+        let mut holdings = Holdings::new(Engine::start()?);
         let mut agents: Vec<Agent> = Vec::new();
         let (mut alone_since, mut attended) = (Instant::now(), false);
         loop {
-            let ready = self.wait(&agents)?;
+            let ready = self.wait(&agents, &holdings)?;
+            holdings.show(|turn| ready.contains(&(agents.len() + 1 + turn)));
             let had_agents = !agents.is_empty();
             if ready.contains(&agents.len()) {
                 let accepted = rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC);
@@ -116,10 +116,13 @@ impl Process {
         }
     }
 
-    /// Which agents have something to say; their number stands for somebody new.
-    fn wait(&self, agents: &[Agent]) -> io::Result<BTreeSet<usize>> {
+    /// Which agents have something to say; their number stands for somebody new, those behind it for interfaces that
+    /// somebody wants to be shown.
+    fn wait(&self, agents: &[Agent], holdings: &Holdings) -> io::Result<BTreeSet<usize>> {
         let round = Timespec { tv_sec: ROUND.as_secs() as i64, tv_nsec: 0 };
-        let watched = agents.iter().map(|agent| agent.channel.as_fd()).chain([self.listener.as_fd()]);
+        let shown = holdings.uapi.values().map(OwnedFd::as_fd);
+        let watched =
+            agents.iter().map(|agent| agent.channel.as_fd()).chain([self.listener.as_fd()]).chain(shown);
         let mut watched: Vec<_> = watched.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         match poll(&mut watched, agents.is_empty().then_some(&round)) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -209,11 +212,29 @@ impl Agent {
 /// Everything this process holds.
 struct Holdings {
     engine: Engine,
+    /// Where each interface may be looked at.
+    uapi: BTreeMap<String, OwnedFd>,
     kept: BTreeMap<String, Vec<OwnedFd>>,
     started: Instant,
 }
 
 impl Holdings {
+    fn new(engine: Engine) -> Holdings {
+        Holdings { engine, uapi: BTreeMap::new(), kept: BTreeMap::new(), started: Instant::now() }
+    }
+
+    /// Shows those interfaces that were asked for, by their turn.
+    fn show(&self, is_asked: impl Fn(usize) -> bool) {
+        for (id, listener) in
+            self.uapi.iter().enumerate().filter(|(turn, _)| is_asked(*turn)).map(|(_, shown)| shown)
+        {
+            let look = || Some((self.engine.interface(id)?, self.engine.observe(id)?));
+            if let Err(error) = uapi::serve(listener, look) {
+                tracing::debug!(id, %error, "somebody asked for an interface and left");
+            }
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.kept.is_empty() && self.engine.ids().is_empty()
     }
@@ -221,8 +242,11 @@ impl Holdings {
     fn obey(&mut self, request: Request, descriptors: Vec<OwnedFd>) -> Result<Reply, EngineError> {
         let engine = &self.engine;
         match request {
-            Request::Add { id, config, peers } => add(engine, &id, &config, peers, descriptors)?,
-            Request::Remove { id } => engine.remove(&id),
+            Request::Add { id, config, peers } => self.add(id, &config, peers, descriptors)?,
+            Request::Remove { id } => {
+                drop(self.uapi.remove(&id));
+                engine.remove(&id);
+            }
             Request::SetMtu { id, mtu } => engine.set_mtu(&id, mtu),
             Request::SetAddress { id, address, address6 } => engine.set_address(&id, address, address6),
             Request::SetPeers { id, peers } => engine.set_peers(&id, peers)?,
@@ -233,6 +257,24 @@ impl Holdings {
             Request::Inventory | Request::End => unreachable!("answered where they arrive"),
         }
         Ok(Reply::Done)
+    }
+
+    fn add(
+        &mut self,
+        id: String,
+        config: &Config,
+        peers: Vec<PeerConfig>,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(), EngineError> {
+        let mut descriptors = descriptors.into_iter();
+        let (Some(tun), Some(udp)) = (descriptors.next(), descriptors.next()) else {
+            return Err(EngineError::Io(Errno::BADF.into()));
+        };
+        let Config { mtu, address, address6, .. } = *config;
+        let (tun, udp, private_key) = (Arc::new(tun), Arc::new(udp), config.private_key());
+        self.engine.add(&id, Interface { tun, udp, private_key, mtu, address, address6 }, peers)?;
+        self.uapi.extend(descriptors.next().map(|listener| (id, listener)));
+        Ok(())
     }
 
     /// Gives everything back, in copies.
@@ -250,8 +292,9 @@ impl Holdings {
                 greet: false,
             });
             let config = Config::new(&private_key, mtu, address, address6);
-            let reply = Reply::Interface { id, config, peers: peers.collect() };
-            channel.send(&reply, &[tun.as_fd(), udp.as_fd()])?;
+            let shown = self.uapi.get(&id).map(OwnedFd::as_fd);
+            let descriptors: Vec<_> = [tun.as_fd(), udp.as_fd()].into_iter().chain(shown).collect();
+            channel.send(&Reply::Interface { id, config, peers: peers.collect() }, &descriptors)?;
         }
         for (name, descriptors) in &self.kept {
             let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(|d| d.as_fd()).collect();
@@ -259,21 +302,6 @@ impl Holdings {
         }
         channel.send(&Reply::All { uptime: self.started.elapsed() }, &[])
     }
-}
-
-fn add(
-    engine: &Engine,
-    id: &str,
-    config: &Config,
-    peers: Vec<PeerConfig>,
-    descriptors: Vec<OwnedFd>,
-) -> Result<(), EngineError> {
-    let Ok([tun, udp]) = <[OwnedFd; 2]>::try_from(descriptors) else {
-        return Err(EngineError::Io(Errno::BADF.into()));
-    };
-    let Config { mtu, address, address6, .. } = *config;
-    let (tun, udp, private_key) = (Arc::new(tun), Arc::new(udp), config.private_key());
-    engine.add(id, Interface { tun, udp, private_key, mtu, address, address6 }, peers)
 }
 
 #[cfg(test)]
@@ -286,7 +314,7 @@ mod tests {
         let process = Process::bind(&dir.path().join("engine.sock")).unwrap();
         let descriptor = || vec![OwnedFd::from(tempfile::tempfile().unwrap())];
         let kept = BTreeMap::from([("dns-7".to_owned(), descriptor())]);
-        let mut holdings = Holdings { engine: Engine::start().unwrap(), kept, started: Instant::now() };
+        let mut holdings = Holdings { kept, ..Holdings::new(Engine::start().unwrap()) };
         for (alone, of_use) in [(Duration::ZERO, true), (KEPT - ROUND, true), (KEPT, false)] {
             assert_eq!(process.is_of_use(&mut holdings, alone, true).unwrap(), of_use, "after {alone:?}");
         }

@@ -65,7 +65,7 @@ pub struct PeerConfig {
 pub(super) enum Request {
     /// Everything that the engine holds, with its descriptors.
     Inventory,
-    /// Serve an interface; with a TUN and a UDP socket.
+    /// Serve an interface; with a TUN, a UDP socket and, if `wg show` shall work, the socket that it asks.
     Add { id: String, config: Config, peers: Vec<PeerConfig> },
     /// Forget an interface and close its descriptors.
     Remove { id: String },
@@ -94,7 +94,7 @@ pub(super) enum Reply {
     Done,
     /// It is not.
     Refused(Refusal),
-    /// An interface of the inventory; with its TUN and its UDP socket.
+    /// An interface of the inventory; with the same descriptors as it was added with.
     Interface { id: String, config: Config, peers: Vec<PeerConfig> },
     /// Something held for the agent; with its descriptors.
     Kept { name: String },

@@ -20,10 +20,10 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use tokio::time::Instant;
 
-use self::held::Held;
+use self::held::{Held, Served};
 use self::line::Line;
 use super::protocol::{Reply, Request};
-use super::{EngineError, Interface, InterfaceState, PeerConfig};
+use super::{EngineError, Interface, InterfaceState, PeerConfig, uapi};
 use crate::state::Key;
 
 /// How long a call waits for another engine to take over. The agent's loop may be the one that waits.
@@ -62,6 +62,7 @@ pub struct Facts {
 
 struct Shared {
     socket: PathBuf,
+    uapi: Option<PathBuf>,
     launch: Launch,
     state: Mutex<State>,
     /// Another engine has everything now.
@@ -76,13 +77,14 @@ struct State {
 }
 
 impl Remote {
-    /// Finds the engine that listens on `socket` and takes back what it holds; without one `launch` starts it.
+    /// Finds the engine that listens on `socket` and takes back what it holds; without one `launch` starts it. In the
+    /// directory `uapi` each interface has a socket for `wg show`.
     ///
     /// # Errors
     /// [`EngineError::Version`], [`EngineError::Unreachable`].
-    pub fn open(socket: PathBuf, launch: Launch) -> Result<Remote, EngineError> {
+    pub fn open(socket: PathBuf, uapi: Option<PathBuf>, launch: Launch) -> Result<Remote, EngineError> {
         let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(io::Error::from)?;
-        let shared = Shared { socket, launch, state: Mutex::default(), taken_over: Condvar::new() };
+        let shared = Shared { socket, uapi, launch, state: Mutex::default(), taken_over: Condvar::new() };
         let mut line = shared.connect(&stop)?.ok_or(EngineError::Ended)?;
         let held = line.inventory()?;
         *shared.lock() = State { line: Some(line), held, replaced: 0 };
@@ -99,9 +101,9 @@ impl Remote {
     /// # Errors
     /// As [`super::Engine::add`], and [`EngineError::Unreachable`], as all the others.
     pub fn add(&self, id: &str, interface: Interface) -> Result<(), EngineError> {
-        let added = held::add(id, &interface, Vec::new());
-        let mut state = self.shared.done(&added, &[interface.tun.as_fd(), interface.udp.as_fd()])?;
-        state.held.interfaces.insert(id.to_owned(), held::Served { interface, peers: BTreeMap::new() });
+        let served = Served { interface, uapi: self.listen(id), peers: BTreeMap::new() };
+        let mut state = self.shared.done(&served.request(id), &served.descriptors())?;
+        state.held.interfaces.insert(id.to_owned(), served);
         Ok(())
     }
 
@@ -112,6 +114,16 @@ impl Remote {
         let last = self.shared.lock().held.interfaces.remove(id);
         drop(self.shared.done(&Request::Remove { id: id.to_owned() }, &[]));
         drop(last);
+        if let Some(directory) = &self.shared.uapi {
+            uapi::remove(&uapi::path(directory, id));
+        }
+    }
+
+    /// The interface works without it.
+    fn listen(&self, id: &str) -> Option<OwnedFd> {
+        let path = uapi::path(self.shared.uapi.as_ref()?, id);
+        let listening = uapi::listen(&path);
+        listening.inspect_err(|error| tracing::warn!(path = %path.display(), %error, "no `wg show`")).ok()
     }
 
     /// Forgets the interfaces that `ours` does not name: those of members whose journal entries are gone.

@@ -181,7 +181,7 @@ impl Wireguard {
     pub(crate) fn private_key(&self, member: &str, seen: &Seen) -> io::Result<Option<PrivateKey>> {
         match self {
             Wireguard::Kernel => kernel::private_key(seen),
-            Wireguard::Userspace(engine) => Ok(engine.interface(member).map(|is| is.private_key)),
+            Wireguard::Userspace(engine) => userspace::private_key(engine, member),
         }
     }
 

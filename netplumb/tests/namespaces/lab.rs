@@ -132,7 +132,7 @@ fn engine(run_dir: &Path) -> Remote {
         std::thread::spawn(move || engine.serve().unwrap());
         Ok(())
     };
-    Remote::open(socket, Box::new(launch)).unwrap()
+    Remote::open(socket, None, Box::new(launch)).unwrap()
 }
 
 impl Drop for Host {

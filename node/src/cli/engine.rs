@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::Context as _;
-use netplumb::engine::{Process, Remote, privileges};
+use netplumb::engine::{Process, Remote, UAPI_DIRECTORY, privileges};
 
 use super::Failure;
 use super::log::LogArgs;
@@ -52,7 +52,7 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
 pub fn find(config: &Config, log: &LogArgs) -> anyhow::Result<Remote> {
     let (socket, flags) = (config.engine_socket(), log.flags());
     let launch = move || launch(&socket, &flags);
-    Remote::open(config.engine_socket(), Box::new(launch)).context("no engine")
+    Remote::open(config.engine_socket(), Some(UAPI_DIRECTORY.into()), Box::new(launch)).context("no engine")
 }
 
 /// Starts an engine of this very program, even if another one has been installed in its place: that one may speak

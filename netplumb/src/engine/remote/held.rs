@@ -1,7 +1,7 @@
 //! What the agent holds for the engine: everything to make another one the same.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::super::protocol::{Config, Reply, Request};
@@ -18,6 +18,8 @@ pub(super) struct Held {
 /// One interface with its peers.
 pub(super) struct Served {
     pub(super) interface: Interface,
+    /// What `wg show` asks.
+    pub(super) uapi: Option<OwnedFd>,
     pub(super) peers: BTreeMap<Key, PeerConfig>,
 }
 
@@ -26,13 +28,15 @@ impl Held {
     pub(super) fn take(&mut self, reply: Reply, descriptors: Vec<OwnedFd>) -> Result<(), EngineError> {
         match reply {
             Reply::Interface { id, config, peers } => {
-                let Ok([tun, udp]) = <[OwnedFd; 2]>::try_from(descriptors) else {
+                let mut descriptors = descriptors.into_iter();
+                let (Some(tun), Some(udp)) = (descriptors.next(), descriptors.next()) else {
                     return Err(super::unexpected());
                 };
+                let uapi = descriptors.next();
                 let Config { mtu, address, address6, .. } = config;
                 let (tun, udp, private_key) = (Arc::new(tun), Arc::new(udp), config.private_key());
                 let interface = Interface { tun, udp, private_key, mtu, address, address6 };
-                let mut served = Served { interface, peers: BTreeMap::new() };
+                let mut served = Served { interface, uapi, peers: BTreeMap::new() };
                 served.set(peers);
                 self.interfaces.insert(id, served);
             }
@@ -49,10 +53,17 @@ impl Served {
         let silent = peers.into_iter().map(|peer| (peer.key, PeerConfig { greet: false, ..peer }));
         self.peers.extend(silent);
     }
-}
 
-/// The request for an interface.
-pub(super) fn add(id: &str, interface: &Interface, peers: Vec<PeerConfig>) -> Request {
-    let Interface { private_key, mtu, address, address6, .. } = interface;
-    Request::Add { id: id.to_owned(), config: Config::new(private_key, *mtu, *address, *address6), peers }
+    /// The request that has it served.
+    pub(super) fn request(&self, id: &str) -> Request {
+        let Interface { private_key, mtu, address, address6, .. } = &self.interface;
+        let config = Config::new(private_key, *mtu, *address, *address6);
+        Request::Add { id: id.to_owned(), config, peers: self.peers.values().cloned().collect() }
+    }
+
+    /// What goes with the request.
+    pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let Interface { tun, udp, .. } = &self.interface;
+        [tun.as_fd(), udp.as_fd()].into_iter().chain(self.uapi.as_ref().map(OwnedFd::as_fd)).collect()
+    }
 }

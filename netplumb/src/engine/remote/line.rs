@@ -8,11 +8,11 @@ use std::time::Duration;
 use rustix::net::{Shutdown, SocketAddrUnix};
 use tokio::time::Instant;
 
+use super::super::EngineError;
 use super::super::channel::Channel;
 use super::super::process::unix_socket;
 use super::super::protocol::{self, GREETING_BYTES, OLDEST, Reply, Request, VERSION};
-use super::super::{EngineError, Interface};
-use super::held::{self, Held};
+use super::held::Held;
 
 /// An engine that does not answer for as long has hung.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -83,9 +83,7 @@ impl Line {
             self.ask(&Request::Remove { id }, &[])?;
         }
         for (id, served) in &held.interfaces {
-            let peers = served.peers.values().cloned().collect();
-            let Interface { tun, udp, .. } = &served.interface;
-            self.ask(&held::add(id, &served.interface, peers), &[tun.as_fd(), udp.as_fd()])?;
+            self.ask(&served.request(id), &served.descriptors())?;
         }
         for name in there.kept.into_keys().filter(|name| !held.kept.contains_key(name)) {
             self.ask(&Request::Release { name }, &[])?;

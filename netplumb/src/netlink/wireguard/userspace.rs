@@ -9,13 +9,13 @@ use std::sync::Arc;
 use netlink_packet_route::link::LinkAttribute;
 
 use super::{Exchanged, Seat, group, refused};
-use crate::engine::{Interface, PeerConfig, Remote, open_tun};
+use crate::engine::{Interface, PeerConfig, Remote, netns_of, open_tun};
 use crate::error::Error;
 use crate::netlink::socket::Rtnl;
 use crate::netns;
 use crate::observed::ObservedPeer;
 use crate::plan::{Link, Site};
-use crate::state::{Key, Peer};
+use crate::state::{Key, Peer, PrivateKey};
 
 /// Opens TUN and UDP socket in the binding namespace and moves the TUN into the container's.
 pub(super) fn create(
@@ -81,6 +81,15 @@ pub(super) fn observe(engine: &Remote, member: &str) -> io::Result<Option<Seat>>
         port: address.map_or(0, |address| address.port()),
         peers: peers.collect(),
     }))
+}
+
+/// The interface's private key, if its device stands in the calling thread's namespace.
+pub(super) fn private_key(engine: &Remote, member: &str) -> io::Result<Option<PrivateKey>> {
+    let Some(interface) = engine.interface(member) else { return Ok(None) };
+    let inode = |netns| io::Result::Ok(rustix::fs::fstat(netns)?.st_ino);
+    // A device that went with its namespace stands nowhere.
+    let Ok(netns) = netns_of(&interface.tun) else { return Ok(None) };
+    Ok((inode(netns)? == inode(netns::current()?)?).then_some(interface.private_key))
 }
 
 /// What the member exchanged with each of its peers.
