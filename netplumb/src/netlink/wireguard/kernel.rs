@@ -1,7 +1,8 @@
 //! WireGuard in the kernel, through wireguard-control, whose traps are guarded here and nowhere else.
 //!
 //! It would make an interface where there is none, so every call looks for ours first, in the same namespace and on the
-//! same thread; its dumps split peers, so parts are put together by key. Its userspace backend is never called: without
+//! same thread; its dumps split peers, so parts are put together by key; its errors print keys, so their texts go no
+//! further; it cannot update a peer without making it, so each interface has one writer, the reconciler. Its userspace backend is never called: without
 //! a socket to talk to it would start `wireguard-go`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +12,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::SystemTime;
 
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
-use wireguard_control::{Backend, Device, DeviceUpdate, InterfaceName, PeerConfigBuilder};
+use wireguard_control::{Backend, Device, DeviceUpdate, InterfaceName, PeerConfigBuilder, PeerInfo};
 
 use super::{Exchanged, Seat, group, refused};
 use crate::error::Error;
@@ -84,7 +85,7 @@ pub(super) fn observe(seen: &Seen) -> io::Result<Option<Seat>> {
     Ok(Some(Seat {
         public_key: read.public_key.as_ref().map(|key| Key(key.0)),
         port: read.listen_port.unwrap_or_default(),
-        peers: merge(&read),
+        peers: merge(&read.peers),
     }))
 }
 
@@ -99,7 +100,7 @@ pub(super) fn private_key(seen: &Seen) -> io::Result<Option<PrivateKey>> {
 /// What the member exchanged with each of its peers.
 pub(super) fn traffic(member: &str, site: &Site) -> Vec<Exchanged> {
     let read = site.netns.enter(|| guarded(member, &site.ifname).and_then(|()| read(&site.ifname)));
-    read.ok().and_then(Result::ok).map(|device| exchanged(&device)).unwrap_or_default()
+    read.ok().and_then(Result::ok).map(|device| exchanged(&device.peers)).unwrap_or_default()
 }
 
 fn kernel_link(name: &str) -> Vec<LinkAttribute> {
@@ -114,7 +115,7 @@ fn update(member: &str, site: &Site, peers: Vec<PeerConfigBuilder>) -> Result<()
 fn apply(member: &str, site: &Site, update: DeviceUpdate) -> Result<(), Error> {
     let done = site.netns.enter(move || {
         guarded(member, &site.ifname)?;
-        update.apply(&site.ifname.parse::<InterfaceName>()?, Backend::Kernel)
+        update.apply(&site.ifname.parse::<InterfaceName>()?, Backend::Kernel).map_err(without_keys)
     })?;
     done.map_err(|error| refused("configure", site, error))
 }
@@ -127,7 +128,15 @@ fn guarded(member: &str, ifname: &str) -> io::Result<()> {
 }
 
 fn read(ifname: &str) -> io::Result<Device> {
-    Device::get(&ifname.parse::<InterfaceName>()?, Backend::Kernel)
+    Device::get(&ifname.parse::<InterfaceName>()?, Backend::Kernel).map_err(without_keys)
+}
+
+/// An error that is no errno prints the message it is about, the private key in it.
+fn without_keys(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(errno) => io::Error::from_raw_os_error(errno),
+        None => io::Error::new(error.kind(), "the exchange with the kernel failed; its text may hold keys"),
+    }
 }
 
 fn builder(key: &Key) -> PeerConfigBuilder {
@@ -146,9 +155,9 @@ fn full(key: &Key, peer: &Peer) -> PeerConfigBuilder {
 }
 
 /// A dump of many peers splits one that has several addresses: put the parts together by key.
-fn merge(device: &Device) -> BTreeMap<Key, ObservedPeer> {
+fn merge(parts: &[PeerInfo]) -> BTreeMap<Key, ObservedPeer> {
     let mut peers: BTreeMap<Key, ObservedPeer> = BTreeMap::new();
-    for part in &device.peers {
+    for part in parts {
         let fresh = ObservedPeer { endpoint: None, allowed: BTreeSet::new() };
         let peer = peers.entry(Key(part.config.public_key.0)).or_insert(fresh);
         if let Some(SocketAddr::V4(endpoint)) = part.config.endpoint {
@@ -159,9 +168,9 @@ fn merge(device: &Device) -> BTreeMap<Key, ObservedPeer> {
     peers
 }
 
-fn exchanged(device: &Device) -> Vec<Exchanged> {
+fn exchanged(parts: &[PeerInfo]) -> Vec<Exchanged> {
     let mut peers: BTreeMap<Key, Exchanged> = BTreeMap::new();
-    for part in &device.peers {
+    for part in parts {
         let (key, stats) = (Key(part.config.public_key.0), &part.stats);
         let peer = peers.entry(key).or_insert(Exchanged { peer: key, handshake: None, received: 0, sent: 0 });
         let since = |time: SystemTime| SystemTime::now().duration_since(time).unwrap_or_default();
@@ -170,4 +179,46 @@ fn exchanged(device: &Device) -> Vec<Exchanged> {
         peer.sent += stats.tx_bytes;
     }
     peers.into_values().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A part of a peer as a dump that was cut gives it: the second one has neither endpoint nor figures.
+    fn part(peer: u8, endpoint: Option<&str>, allowed: &str, bytes: u64) -> PeerInfo {
+        let mut part = PeerInfo::from_public_key(wireguard_control::Key([peer; 32]));
+        part.config.endpoint = endpoint.map(|endpoint| endpoint.parse().unwrap());
+        part.config.allowed_ips = vec![allowed.parse().unwrap()];
+        (part.stats.rx_bytes, part.stats.tx_bytes) = (bytes, bytes);
+        part.stats.last_handshake_time = (bytes > 0).then(SystemTime::now);
+        part
+    }
+
+    #[test]
+    fn a_peer_that_a_dump_cut_in_two_is_one() {
+        let cut = [
+            part(1, Some("10.240.0.1:51820"), "10.240.0.1/32", 7),
+            part(1, None, "fd00::1/128", 0),
+            part(2, Some("10.240.0.2:51820"), "10.240.0.2/32", 9),
+        ];
+        let peers = merge(&cut);
+        assert_eq!(peers.len(), 2);
+        let one = &peers[&Key([1; 32])];
+        assert_eq!(one.endpoint, Some("10.240.0.1:51820".parse().unwrap()));
+        assert_eq!(one.allowed, ["10.240.0.1".parse().unwrap(), "fd00::1".parse().unwrap()].into());
+        let figures = exchanged(&cut);
+        assert_eq!(figures.iter().map(|is| (is.received, is.sent)).collect::<Vec<_>>(), [(7, 7), (9, 9)]);
+        assert!(figures.iter().all(|is| is.handshake.is_some()));
+    }
+
+    #[test]
+    fn errors_name_no_key() {
+        let key = "PrivateKey([7, 7, 7])";
+        let spoken = without_keys(io::Error::new(io::ErrorKind::InvalidData, format!("unexpected {key}")));
+        assert!(!format!("{spoken} {spoken:?}").contains("PrivateKey"), "{spoken:?}");
+        assert_eq!(spoken.kind(), io::ErrorKind::InvalidData);
+        let errno = without_keys(io::Error::from_raw_os_error(libc::ENODEV));
+        assert_eq!(errno.raw_os_error(), Some(libc::ENODEV), "what callers tell errors apart by");
+    }
 }
