@@ -7,7 +7,7 @@ use anyhow::ensure;
 use gossip::id::HostId;
 use tokio::time::Instant;
 
-use crate::cluster::{AWAY, Cluster, Host, INTERVAL, Life, timings};
+use crate::cluster::{AWAY, Cluster, Host, INTERVAL, Life, SEEDS, timings};
 
 /// How long after its join, or after a link was mended, a host may still be unheard: it is found by chance, and
 /// is live for five intervals before it is believed again.
@@ -24,12 +24,18 @@ pub fn introduce(cluster: &mut Cluster) {
     for host in cluster.hosts.iter().filter(|host| !matches!(host.life, Life::New | Life::Scrapped(_))) {
         *machines.entry(host.id.clone()).or_default() += 1;
     }
+    // Who starts for the first time while no seed is there finds nobody, and is found by nobody.
+    let seeds =
+        cluster.hosts.iter().take(SEEDS.into()).filter(|seed| is_in(seed)).filter_map(|seed| seed.joined);
+    let seeded = seeds.min();
     for host in &mut cluster.hosts {
         host.twin = machines.get(&host.id).is_some_and(|machines| *machines > 1);
         host.joined = is_in(host).then(|| host.joined.unwrap_or_else(Instant::now));
         host.goodbye = host.goodbye.filter(|_| !joined.contains(&host.id));
-        let (Some(joined), Some(open)) = (host.joined, open) else { continue };
-        host.introduced |= joined.max(open) + heard_within() <= Instant::now();
+        let remembers = host.starts.len() > 1 && host.wiped.is_none();
+        let met = if remembers { host.joined } else { seeded };
+        let (Some(joined), Some(open), Some(seeded)) = (host.joined, open, met) else { continue };
+        host.introduced |= joined.max(open).max(seeded) + heard_within() <= Instant::now();
     }
 }
 
