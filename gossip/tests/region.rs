@@ -154,7 +154,7 @@ fn who_stood_still_blames_nobody() {
         eventually("x knows all", || node.answering() == 4).await;
         sleep(14 * INTERVAL).await;
         // Its only thread stands still, as a suspended machine's do.
-        runtime.spawn(async { std::thread::sleep(30 * INTERVAL) });
+        runtime.spawn(async { std::thread::park_timeout(30 * INTERVAL) });
         eventually("x is dead", || nodes.iter().all(|node| node.standing("x") == Some(Standing::Dead))).await;
         let back = async {
             eventually("x is back", || {
