@@ -20,19 +20,18 @@ pub fn pn() -> NetworkId {
     "pn-ad0fd6a1-d05e-40ea-bf63-c4f8a75a9d8c".parse().unwrap()
 }
 
+/// What every host says of the network.
+fn claim() -> NetworkRecord {
+    NetworkRecord { counter: 1, vni: 42, subnet: DEFAULT_SUBNET, forwarding: None, unknown: BTreeMap::new() }
+}
+
 /// Container number `last` of the app's `web`.
 pub fn entry(last: u8, state: MemberState) -> Entry {
     Entry {
         member: format!("{last:016x}").parse().unwrap(),
         container: format!("c{last}"),
         network: pn(),
-        claim: NetworkRecord {
-            counter: 1,
-            vni: 42,
-            subnet: DEFAULT_SUBNET,
-            forwarding: None,
-            unknown: BTreeMap::new(),
-        },
+        claim: claim(),
         app: "ap-a71da13f-7c70-4c00-a644-eee8558d8053".parse().unwrap(),
         process: "web".parse().unwrap(),
         ordinal: Some(u32::from(last)),
@@ -56,13 +55,6 @@ pub fn view(hosts: &[(&str, Standing, &[Entry])]) -> View {
     let mut view = View::default();
     for (i, (name, standing, entries)) in hosts.iter().enumerate() {
         let vtep = IpAddr::V4(Ipv4Addr::new(192, 0, 2, i as u8 + 1));
-        let claim = NetworkRecord {
-            counter: 1,
-            vni: 42,
-            subnet: DEFAULT_SUBNET,
-            forwarding: None,
-            unknown: BTreeMap::new(),
-        };
         let records = HostRecords {
             host: HostRecord {
                 name: name.parse().unwrap(),
@@ -74,7 +66,7 @@ pub fn view(hosts: &[(&str, Standing, &[Entry])]) -> View {
                 away: None,
                 unknown: BTreeMap::new(),
             },
-            networks: BTreeMap::from([(pn(), claim)]),
+            networks: BTreeMap::from([(pn(), claim())]),
             members: entries.iter().map(|e| ((e.network, e.member.clone()), record(e))).collect(),
         };
         let host = Host {

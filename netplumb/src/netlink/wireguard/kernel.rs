@@ -2,8 +2,8 @@
 //!
 //! It would make an interface where there is none, so every call looks for ours first, in the same namespace and on the
 //! same thread; its dumps split peers, so parts are put together by key; its errors print keys, so their texts go no
-//! further; it cannot update a peer without making it, so each interface has one writer, the reconciler. Its userspace backend is never called: without
-//! a socket to talk to it would start `wireguard-go`.
+//! further; it cannot update a peer without making it, so each interface has one writer, the reconciler. Its userspace
+//! backend is never called: without a socket to talk to it would start `wireguard-go`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
