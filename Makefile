@@ -3,8 +3,9 @@ SHELL := /bin/bash
 CARGO ?= cargo
 ROOT  := $(if $(filter 0,$(shell id -u)),,sudo -E)
 ONLY  ?= attach
+PREFIX ?= /usr/local
 
-.PHONY: help demo test check fmt unit e2e clients bench sim fuzz install clean deps
+.PHONY: help demo test check fmt unit e2e clients bench sim fuzz install uninstall deb clean deps
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,9 +59,18 @@ fuzz: ## fuzz the resolver: make fuzz SECONDS=3600 (needs a nightly compiler and
 fmt: ## format
 	$(CARGO) fmt --all
 
-install: ## /usr/local/bin/warren
+install: ## the command, its units, manual pages and completions: make install [PREFIX=/usr/local] [DESTDIR=]
 	$(CARGO) build --release -p node --bin warren
-	$(ROOT) install -D -m 0755 target/release/warren $(DESTDIR)/usr/local/bin/warren
+	$(ROOT) env DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) node/dist/install
+
+uninstall: ## remove what install has installed; certificates, configuration and state stay
+	$(ROOT) env DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) node/dist/install --remove
+
+deb: ## a Debian package: target/debian/warren_*.deb (needs cargo-deb)
+	@cargo deb --version >/dev/null 2>&1 || { echo "cargo-deb is missing: cargo install cargo-deb" >&2; exit 1; }
+	$(CARGO) build --release -p node --bin warren
+	node/dist/pages target/release/warren target/dist
+	cargo deb -p node --no-build
 
 clean: ## remove what was built
 	$(CARGO) clean

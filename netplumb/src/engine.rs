@@ -135,7 +135,7 @@ pub enum EngineError {
     )]
     Version {
         /// The engine's process.
-        pid: i32,
+        pid: u32,
         /// What it speaks.
         theirs: u16,
     },

@@ -281,6 +281,7 @@ fn greets(listener: &UnixListener, version: u16) -> UnixStream {
     let (mut agent, _) = listener.accept().unwrap();
     agent.write_all(b"warren-engine\0").unwrap();
     agent.write_all(&version.to_le_bytes()).unwrap();
+    agent.write_all(&77_u32.to_le_bytes()).unwrap();
     agent
 }
 
@@ -293,7 +294,7 @@ fn an_agent_refuses_an_engine_it_does_not_understand() {
         let error = Remote::open(place.socket(), None, nothing()).map(drop).unwrap_err();
         assert!(matches!(error, EngineError::Version { theirs: 9, .. }), "{error}");
         let text = error.to_string();
-        assert!(text.contains("version 9") && text.contains("kill "), "{text}");
+        assert!(text.contains("version 9") && text.contains("kill 77"), "{text}");
     });
 }
 
@@ -303,16 +304,16 @@ fn an_engine_leaves_an_agent_it_does_not_understand() {
     let agent = place.agent();
     let answered = |greeting: &[u8]| {
         let mut other = UnixStream::connect(place.socket()).unwrap();
-        other.read_exact(&mut [0; 16]).unwrap();
+        other.read_exact(&mut [0; 20]).unwrap();
         other.write_all(greeting).unwrap();
         // An inventory is asked for: length 1, variant 0. Who is left already cannot even ask.
         let _ = other.write_all(&[1, 0, 0, 0, 0]);
         other.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         other.read(&mut [0; 64]).is_ok_and(|length| length > 0)
     };
-    assert!(!answered(b"warren-engine\0\x07\x00"));
-    assert!(!answered(b"GET / HTTP/1.1\r\n"));
-    assert!(answered(b"warren-engine\0\x01\x00"));
+    assert!(!answered(b"warren-engine\0\x07\x00\x01\0\0\0"));
+    assert!(!answered(b"GET / HTTP/1.1\r\n\r\n\r\n"));
+    assert!(answered(b"warren-engine\0\x01\x00\x01\0\0\0"));
     assert!(agent.observe("nobody").unwrap().is_none(), "the agent that it understands was not left");
 }
 

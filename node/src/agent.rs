@@ -120,6 +120,8 @@ pub enum Step {
     },
     /// The member is built: publish it as ready.
     Ready(MemberId, oneshot::Sender<Result<Entry, Refusal>>),
+    /// Nothing but an answer, which says that the loop turns.
+    Turn(oneshot::Sender<()>),
     /// Whether other names are passed on for a network's containers.
     Forward(NetworkId, bool, oneshot::Sender<Result<(), Refusal>>),
     /// The member ends. Answers the revision to wait for.

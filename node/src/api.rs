@@ -5,6 +5,7 @@ mod rows;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::extract::rejection::{JsonRejection, PathRejection};
@@ -71,11 +72,14 @@ impl Drop for Api {
 }
 
 impl Api {
-    /// Serves on the configured socket (root alone) and TCP address.
+    /// Serves on `socket`, or else on the configured one (root alone), and on the TCP address.
     ///
     /// # Errors
     /// The socket's place or the address cannot be bound.
-    pub async fn serve<K, S>(served: Served<K, S>) -> anyhow::Result<Api>
+    pub async fn serve<K, S>(
+        served: Served<K, S>,
+        socket: Option<std::os::unix::net::UnixListener>,
+    ) -> anyhow::Result<Api>
     where
         K: netplumb::Kernel,
         S: Store + Clone,
@@ -85,7 +89,10 @@ impl Api {
             format!("cannot serve metrics on {address}; set http.listen to a free address")
         })?;
         // Last, because it leaves a file behind.
-        let socket = bind(&served.config.socket())?;
+        let socket = match socket {
+            Some(socket) => adopt(socket)?,
+            None => bind(&served.config.socket())?,
+        };
         let (private, public_routes) = (private(served.clone()), public_of(served));
         let tasks = vec![
             tokio::spawn(async move {
@@ -97,6 +104,12 @@ impl Api {
         ];
         Ok(Api { tasks })
     }
+}
+
+/// A listener that was open before this process began.
+fn adopt(socket: std::os::unix::net::UnixListener) -> anyhow::Result<UnixListener> {
+    socket.set_nonblocking(true)?;
+    Ok(UnixListener::from_std(socket)?)
 }
 
 fn bind(path: &Path) -> anyhow::Result<UnixListener> {
@@ -139,7 +152,7 @@ fn private<K: netplumb::Kernel, S: Store + Clone>(served: Served<K, S>) -> Route
 fn public_of<K: netplumb::Kernel, S: Store + Clone>(served: Served<K, S>) -> Router {
     Router::new()
         .route("/metrics", get(metrics::<K, S>))
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(health::<K, S>))
         .route("/readyz", get(ready::<K, S>))
         .route("/", get(page::<K, S>))
         .fallback(nothing)
@@ -365,6 +378,19 @@ async fn metrics<K: netplumb::Kernel, S: Store + Clone>(State(served): State<Ser
         }
         Err(error) => Refusal::new(RefusalKind::Failed, error.to_string()).into_response(),
     }
+}
+
+/// For how long the agent's loop may be busy with one thing.
+const BUSY_MAX: Duration = Duration::from_secs(5);
+
+async fn health<K: netplumb::Kernel, S: Store + Clone>(
+    State(served): State<Served<K, S>>,
+) -> (StatusCode, String) {
+    if served.context.turns(BUSY_MAX).await {
+        return (StatusCode::OK, "ok\n".into());
+    }
+    let text = format!("the agent's loop has not answered in {} s\n", BUSY_MAX.as_secs());
+    (StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
 async fn ready<K, S: Clone>(State(served): State<Served<K, S>>) -> (StatusCode, String) {

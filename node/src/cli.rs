@@ -12,10 +12,11 @@ mod output;
 mod region;
 mod reset;
 mod run;
+mod service;
 mod show;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -78,6 +79,12 @@ enum Verb {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Print a manual page, or write those of all verbs into a directory
+    Man {
+        /// The directory
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
     /// Print the version
     Version,
 }
@@ -122,11 +129,21 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             clap_complete::generate(shell, &mut Cli::command(), "warren", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Man { dir } => man(dir.as_deref()),
         Verb::Version => {
             out.line(&format!("warren {}", env!("CARGO_PKG_VERSION")));
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+fn man(dir: Option<&Path>) -> Result<ExitCode, Failure> {
+    let written = match dir {
+        Some(dir) => clap_mangen::generate_to(Cli::command(), dir),
+        None => clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout()),
+    };
+    written.map_err(|e| Failure::new(format!("no manual: {e}")))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

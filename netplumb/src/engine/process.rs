@@ -53,16 +53,7 @@ impl Process {
     /// # Errors
     /// [`io::ErrorKind::AddrInUse`] when another engine runs there, and whatever the file system refuses.
     pub fn bind(path: &Path) -> io::Result<Process> {
-        let lock =
-            File::options().create(true).truncate(false).write(true).open(path.with_extension("lock"))?;
-        let start = Instant::now();
-        while rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            if start.elapsed() >= SUCCESSION {
-                let text = format!("an engine runs at {} already", path.display());
-                return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
-            }
-            std::thread::park_timeout(TRY);
-        }
+        let lock = lock(path)?;
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -71,6 +62,19 @@ impl Process {
         rustix::net::bind(&listener, &SocketAddrUnix::new(path)?)?;
         fs::set_permissions(path, Permissions::from_mode(0o600))?;
         rustix::net::listen(&listener, BACKLOG)?;
+        Process::at(path, listener, lock)
+    }
+
+    /// Serves on a socket that listens at `path` already: a service manager's.
+    ///
+    /// # Errors
+    /// As [`Process::bind`].
+    pub fn adopt(path: &Path, listener: OwnedFd) -> io::Result<Process> {
+        let lock = lock(path)?;
+        Process::at(path, listener, lock)
+    }
+
+    fn at(path: &Path, listener: OwnedFd, lock: File) -> io::Result<Process> {
         let place = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Process { listener, place, _lock: lock })
     }
@@ -150,6 +154,20 @@ impl Process {
     }
 }
 
+/// Waits until no other engine runs there, and keeps others out.
+fn lock(path: &Path) -> io::Result<File> {
+    let lock = File::options().create(true).truncate(false).write(true).open(path.with_extension("lock"))?;
+    let start = Instant::now();
+    while rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if start.elapsed() >= SUCCESSION {
+            let text = format!("an engine runs at {} already", path.display());
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+        }
+        std::thread::park_timeout(TRY);
+    }
+    Ok(lock)
+}
+
 /// A stream socket that is not inherited.
 pub(super) fn unix_socket() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC;
@@ -172,7 +190,7 @@ enum Heard {
 impl Agent {
     fn greet(connection: OwnedFd) -> io::Result<Agent> {
         let channel = Channel::new(connection, PATIENCE)?;
-        channel.send_bytes(&protocol::greeting(VERSION))?;
+        channel.send_bytes(&protocol::greeting(VERSION, std::process::id()))?;
         Ok(Agent { channel, greeted: false })
     }
 
@@ -181,7 +199,7 @@ impl Agent {
         if !self.greeted {
             let mut greeting = [0; GREETING_BYTES];
             self.channel.receive_bytes(&mut greeting)?;
-            self.greeted = protocol::greeted(&greeting) == Some(VERSION);
+            self.greeted = protocol::greeted(&greeting).is_some_and(|(version, _)| version == VERSION);
             let other = || io::Error::new(io::ErrorKind::InvalidData, "it speaks another protocol");
             return if self.greeted { Ok(Heard::Done) } else { Err(other()) };
         }

@@ -1,7 +1,7 @@
 //! What agent and engine say to each other. Pure.
 //!
-//! The engine greets with the version it speaks; the agent repeats it, or goes away with an error. From then on the
-//! agent asks and the engine answers, one frame each; only [`Request::Inventory`] has many answers, the last being
+//! The engine greets with the version it speaks; the agent repeats it, or goes away with an error. Both say which
+//! process they are: a socket that a service manager opened names that one. From then on the agent asks and the engine answers, one frame each; only [`Request::Inventory`] has many answers, the last being
 //! [`Reply::All`]. Descriptors travel with their frame. Within a version no variant or field is moved, removed or
 //! added.
 
@@ -22,20 +22,23 @@ pub(super) const OLDEST: u16 = 1;
 
 const MAGIC: [u8; 14] = *b"warren-engine\0";
 /// Length of a greeting.
-pub(super) const GREETING_BYTES: usize = MAGIC.len() + 2;
+pub(super) const GREETING_BYTES: usize = MAGIC.len() + 6;
 
 /// The first bytes in either direction, the same for all versions to come.
-pub(super) fn greeting(version: u16) -> [u8; GREETING_BYTES] {
+pub(super) fn greeting(version: u16, process: u32) -> [u8; GREETING_BYTES] {
     let mut bytes = [0; GREETING_BYTES];
     bytes[..MAGIC.len()].copy_from_slice(&MAGIC);
-    bytes[MAGIC.len()..].copy_from_slice(&version.to_le_bytes());
+    bytes[MAGIC.len()..][..2].copy_from_slice(&version.to_le_bytes());
+    bytes[MAGIC.len() + 2..].copy_from_slice(&process.to_le_bytes());
     bytes
 }
 
-/// The version in a greeting; None if it is none.
-pub(super) fn greeted(bytes: &[u8; GREETING_BYTES]) -> Option<u16> {
-    let (magic, version) = bytes.split_at(MAGIC.len());
-    (magic == MAGIC).then(|| u16::from_le_bytes([version[0], version[1]]))
+/// The version and the process in a greeting; None if it is none.
+pub(super) fn greeted(bytes: &[u8; GREETING_BYTES]) -> Option<(u16, u32)> {
+    let (magic, said) = bytes.split_at(MAGIC.len());
+    let [v0, v1, process @ ..] = said else { return None };
+    let process = u32::from_le_bytes(process.try_into().ok()?);
+    (magic == MAGIC).then_some((u16::from_le_bytes([*v0, *v1]), process))
 }
 
 /// An interface without its descriptors.
@@ -164,11 +167,13 @@ mod tests {
 
     #[test]
     fn greetings_are_as_they_always_were() {
-        assert_eq!(&greeting(0x0201), b"warren-engine\0\x01\x02");
-        for (bytes, version) in
-            [(greeting(7), Some(7)), (*b"GET / HTTP/1.1\r\n", None), ([0; GREETING_BYTES], None)]
-        {
-            assert_eq!(greeted(&bytes), version, "{bytes:?}");
+        assert_eq!(&greeting(0x0201, 0x0403), b"warren-engine\0\x01\x02\x03\x04\0\0");
+        for (bytes, said) in [
+            (greeting(7, 1234), Some((7, 1234))),
+            (*b"GET / HTTP/1.1\r\n\r\n\r\n", None),
+            ([0; GREETING_BYTES], None),
+        ] {
+            assert_eq!(greeted(&bytes), said, "{bytes:?}");
         }
     }
 

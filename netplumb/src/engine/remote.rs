@@ -51,7 +51,7 @@ pub struct Remote {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts {
     /// The process that answers now, if one does, and for how long it has been running.
-    pub process: Option<(i32, Duration)>,
+    pub process: Option<(u32, Duration)>,
     /// Engines that had to be replaced since this agent started.
     pub replaced: u64,
     /// WireGuard interfaces it serves.

@@ -54,6 +54,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 self.follow().await;
                 let _ = reply.send(ready);
             }
+            Step::Turn(reply) => drop(reply.send(())),
             Step::Forward(network, forward, reply) => {
                 let set = self.set_forwarding(network, forward);
                 self.follow().await;

@@ -52,7 +52,7 @@ pub struct Status {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct EngineRow {
     /// Its process id; none while another one is being started.
-    pub pid: Option<i32>,
+    pub pid: Option<u32>,
     /// For how long it has been running, in seconds.
     pub uptime_s: u64,
     /// Engines that ended and were replaced since the agent started.

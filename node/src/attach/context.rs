@@ -96,6 +96,11 @@ impl<K: Kernel, S: Store> Context<K, S> {
         }
     }
 
+    /// Whether the agent's loop answers within that time.
+    pub async fn turns(&self, within: Duration) -> bool {
+        tokio::time::timeout(within, self.step(Step::Turn)).await.is_ok_and(|turned| turned.is_ok())
+    }
+
     /// Detaches: out of DNS first, then out of the kernel. Returns when nothing is left of it.
     pub async fn detach(self, mut entry: Entry) -> Result<(), Refusal> {
         entry.state = MemberState::Released;

@@ -8,17 +8,19 @@ use anyhow::{Context as _, bail};
 use gossip::identity::Identity;
 use gossip::quic::Quic;
 use netplumb::engine::privileges::raise_descriptors;
-use netplumb::{Kernel as _, NetlinkKernel};
+use netplumb::{Kernel, NetlinkKernel};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::config::ConfigArgs;
 use super::log::LogArgs;
+use super::service::{self, Inherited};
 use super::{Failure, engine};
 use crate::agent::{self, Seams};
 use crate::api::{Api, Served};
+use crate::attach::Context;
 use crate::config::Config;
 use crate::names::Kept;
-use crate::store::DirStore;
+use crate::store::{DirStore, Store};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -37,6 +39,7 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
     args.log.start()?;
+    let inherited = Inherited::take_all();
     let config = args.config.load()?;
     let identity = identity(&config)?;
     if args.check {
@@ -47,7 +50,7 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         .enable_all()
         .build()
         .map_err(|e| Failure::new(format!("cannot start: {e}")))?;
-    runtime.block_on(serve(config, identity, &args.log))?;
+    runtime.block_on(serve(config, identity, inherited, &args.log))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -67,7 +70,12 @@ fn identity(config: &Config) -> Result<Identity, Failure> {
     Ok(identity)
 }
 
-async fn serve(config: Config, identity: Identity, log: &LogArgs) -> anyhow::Result<()> {
+async fn serve(
+    config: Config,
+    identity: Identity,
+    mut inherited: Inherited,
+    log: &LogArgs,
+) -> anyhow::Result<()> {
     std::fs::create_dir_all(&config.run_dir)
         .with_context(|| format!("cannot make run_dir {}", config.run_dir.display()))?;
     // The namespaces below it are one agent's: another one would sweep them away.
@@ -104,16 +112,38 @@ async fn serve(config: Config, identity: Identity, log: &LogArgs) -> anyhow::Res
         snapshot: agent.snapshot.clone(),
         metrics: agent.metrics.clone(),
     };
-    let api = Api::serve(served).await?;
+    let socket = inherited.listener(&config.socket());
+    let lasting = socket.is_some();
+    let api = Api::serve(served, socket).await?;
     tracing::info!(socket = %config.socket().display(), http = %config.http, "serving");
+    service::ready(&format!("serves host {} of region {}", config.host, config.region));
     tokio::select! {
-        _ = stop.recv() => tracing::info!("stopping"),
-        _ = interrupt.recv() => tracing::info!("stopping"),
+        _ = stop.recv() => {}
+        _ = interrupt.recv() => {}
+        () = watch(&agent.context) => {}
     }
+    tracing::info!("stopping");
+    service::stopping();
     drop(api);
     agent.stop().await;
-    let _ = std::fs::remove_file(config.socket());
+    if !lasting {
+        let _ = std::fs::remove_file(config.socket());
+    }
     Ok(())
+}
+
+/// Tells the watchdog, as long as the agent's loop turns; does not return.
+async fn watch<K: Kernel, S: Store>(context: &Context<K, S>) {
+    let Some(period) = service::watchdog() else { return std::future::pending().await };
+    let mut beat = tokio::time::interval(period);
+    loop {
+        beat.tick().await;
+        if context.turns(period).await {
+            service::alive();
+        } else {
+            tracing::error!("the agent's loop has not answered in {} s", period.as_secs());
+        }
+    }
 }
 
 async fn preflight(kernel: &NetlinkKernel, config: &Config) -> anyhow::Result<()> {

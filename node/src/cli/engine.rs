@@ -11,6 +11,7 @@ use netplumb::engine::{Process, Remote, UAPI_DIRECTORY, privileges};
 
 use super::Failure;
 use super::log::LogArgs;
+use super::service::Inherited;
 use crate::config::{Config, DEFAULT_ENGINE_SOCKET};
 
 #[derive(Debug, clap::Args)]
@@ -37,7 +38,11 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
     // A terminal's interrupt is for the agent; it fails for the leader of a group, which a service manager starts.
     let _ = rustix::process::setsid();
     let socket = &args.socket;
-    let process = Process::bind(socket).map_err(|error| match error.kind() {
+    let process = match Inherited::take_all().listener(socket) {
+        Some(listener) => Process::adopt(socket, listener.into()),
+        None => Process::bind(socket),
+    };
+    let process = process.map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => Failure::new(error.to_string()).code(6),
         _ => Failure::new(format!("cannot listen on {}: {error}", socket.display())),
     })?;

@@ -31,7 +31,10 @@ impl LogArgs {
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_span_events(FmtSpan::NONE);
         // Whoever read it may have gone: to say so there would end the process.
         let log = log.with_writer(std::io::stderr).log_internal_errors(false);
+        // The journal has times of its own.
+        let journal = std::env::var_os("JOURNAL_STREAM").is_some();
         match self.log_format {
+            LogFormat::Text if journal => log.with_ansi(false).without_time().init(),
             LogFormat::Text => log.with_ansi(false).init(),
             LogFormat::Json => log.json().init(),
         }

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) struct Line {
     channel: Channel,
-    pub(super) pid: i32,
+    pub(super) pid: u32,
     /// When that engine had started.
     pub(super) since: Instant,
 }
@@ -36,13 +36,13 @@ impl Line {
             Ok((channel, greeting))
         };
         let (channel, greeting) = open().map_err(EngineError::Unreachable)?;
-        let credentials = rustix::net::sockopt::socket_peercred(&channel).map_err(io::Error::from)?;
-        let pid = credentials.pid.as_raw_nonzero().get();
-        let theirs = protocol::greeted(&greeting).unwrap_or_default();
+        let (theirs, pid) = protocol::greeted(&greeting).unwrap_or_default();
         if !(OLDEST..=VERSION).contains(&theirs) {
             return Err(EngineError::Version { pid, theirs });
         }
-        channel.send_bytes(&protocol::greeting(theirs)).map_err(EngineError::Unreachable)?;
+        channel
+            .send_bytes(&protocol::greeting(theirs, std::process::id()))
+            .map_err(EngineError::Unreachable)?;
         Ok(Line { channel, pid, since: Instant::now() })
     }
 
