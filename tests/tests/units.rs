@@ -26,7 +26,7 @@ key = "host-a.key"
 /// A host that systemd has booted; its only network is `lo`.
 struct Machine {
     dir: PathBuf,
-    nspawn: Child,
+    unshare: Child,
 }
 
 impl Machine {
@@ -47,8 +47,10 @@ impl Machine {
         let options = format!("lowerdir=/,upperdir={},workdir={}", upper.display(), work.display());
         let options = std::ffi::CString::new(options).unwrap();
         mount("overlay", &root, "overlay", MountFlags::empty(), options.as_c_str()).unwrap();
-        let mut command = process::command("systemd-nspawn", Place::Here);
+        // systemd-nspawn that is killed leaves what it has booted: in a process namespace of its own that ends with it.
+        let mut command = process::command("unshare", Place::Here);
         command
+            .args(["--pid", "--fork", "--kill-child", "--mount-proc", "systemd-nspawn"])
             .args([
                 "--quiet",
                 "--boot",
@@ -64,8 +66,8 @@ impl Machine {
             .stdin(Stdio::null())
             .stdout(fs::File::create(dir.join("boot.log")).unwrap())
             .stderr(fs::File::create(dir.join("nspawn.log")).unwrap());
-        let nspawn = process::spawn(command).unwrap();
-        let machine = Machine { dir, nspawn };
+        let unshare = process::spawn(command).unwrap();
+        let machine = Machine { dir, unshare };
         eventually(seconds(60), "systemd has booted", || {
             let state = machine.run("systemctl is-system-running");
             let log = || fs::read_to_string(machine.dir.join("nspawn.log")).unwrap_or_default();
@@ -76,11 +78,10 @@ impl Machine {
 
     /// Runs a line of shell on it.
     fn run(&self, line: &str) -> Outcome {
-        // The first one only makes the namespaces, and ends.
-        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.nspawn.id()));
-        let children = children.unwrap_or_default();
+        // The first child of systemd-nspawn only makes the namespaces, and ends.
+        let leader = child_of(&child_of(&self.unshare.id().to_string()));
         let mut command = process::command("nsenter", Place::Here);
-        command.args(["-t", children.trim(), "-a", "--", "sh", "-c", line]);
+        command.args(["-t", &leader, "-a", "--", "sh", "-c", line]);
         Outcome::of(line.to_owned(), &command.output().unwrap())
     }
 
@@ -112,11 +113,16 @@ impl Drop for Machine {
         if std::thread::panicking() {
             eprintln!("{}", self.run("journalctl --no-pager -n 60 -u 'warren*'").stdout);
         }
-        let _ = self.nspawn.kill();
-        let _ = self.nspawn.wait();
+        let _ = self.unshare.kill();
+        let _ = self.unshare.wait();
         let _ = unmount(self.dir.join("root"), UnmountFlags::DETACH);
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+fn child_of(process: &str) -> String {
+    let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children"));
+    children.unwrap_or_default().trim().to_owned()
 }
 
 /// What `make install` and an administrator would have put there.
