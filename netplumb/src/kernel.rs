@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,6 +70,16 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// What each member of `ours` exchanged with each of its peers; what cannot be read is left out.
     fn traffic(&self, ours: &Ours) -> impl Future<Output = Vec<Traffic>> + Send;
+
+    /// Sends one ICMP echo request that may not be fragmented, and waits for its reply.
+    ///
+    /// Errors: [`Error::NetnsGone`], [`Error::NetnsRecycled`], [`Error::NotPermitted`]. Silence is an answer.
+    fn echo(&self, request: &EchoRequest) -> impl Future<Output = Result<Echo, Error>> + Send;
+
+    /// How many echo requests arrived in a member's binding namespace so far.
+    ///
+    /// Errors: [`Error::Missing`] without such a namespace.
+    fn echoes_heard(&self, member: &str) -> impl Future<Output = Result<u64, Error>> + Send;
 }
 
 impl<K: Kernel> Kernel for Arc<K> {
@@ -116,6 +126,47 @@ impl<K: Kernel> Kernel for Arc<K> {
     fn traffic(&self, ours: &Ours) -> impl Future<Output = Vec<Traffic>> + Send {
         (**self).traffic(ours)
     }
+
+    fn echo(&self, request: &EchoRequest) -> impl Future<Output = Result<Echo, Error>> + Send {
+        (**self).echo(request)
+    }
+
+    fn echoes_heard(&self, member: &str) -> impl Future<Output = Result<u64, Error>> + Send {
+        (**self).echoes_heard(member)
+    }
+}
+
+/// An ICMP echo request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EchoRequest {
+    /// The namespace it leaves from.
+    pub from: EchoFrom,
+    /// Who shall answer.
+    pub to: Ipv4Addr,
+    /// Length of the packet, IP header included, in bytes; at least 28.
+    pub packet_bytes: u32,
+    /// How long to wait.
+    pub bound: Duration,
+}
+
+/// Where an echo request leaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EchoFrom {
+    /// A member's binding namespace: through bridge and VXLAN alone, answered by the other binding namespace.
+    Binding(String),
+    /// A container: through WireGuard as well, answered by the other container.
+    Container(NetnsRef),
+}
+
+/// What came of an echo request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Echo {
+    /// The reply was there after so long.
+    Answered(Duration),
+    /// No reply in time.
+    Silent,
+    /// This host or somebody on the way refused it.
+    Refused(String),
 }
 
 /// How a caller names a container's namespace.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ipnet::IpNet;
 
 use crate::error::Error;
-use crate::kernel::{Container, Found, Kernel, NetnsSource, Problem, Traffic};
+use crate::kernel::{Container, Echo, EchoFrom, EchoRequest, Found, Kernel, NetnsSource, Problem, Traffic};
 use crate::observed::{Inside, Observed, ObservedMember, ObservedNetwork};
 use crate::plan::{FabricChange, InsideChange, MemberChange, Op, Site};
 use crate::state::{Key, NetnsRef, Ours, PrivateKey};
@@ -258,6 +258,19 @@ impl Kernel for MemoryKernel {
             }
         }
         traffic
+    }
+
+    /// No packet moves in memory: nothing answers.
+    async fn echo(&self, request: &EchoRequest) -> Result<Echo, Error> {
+        let host = self.host();
+        if let EchoFrom::Container(netns) = &request.from {
+            host.find(netns)?;
+        }
+        Ok(Echo::Silent)
+    }
+
+    async fn echoes_heard(&self, _: &str) -> Result<u64, Error> {
+        Ok(0)
     }
 }
 

@@ -3,6 +3,7 @@
 //! A socket belongs to the namespace it was opened in: those of our own namespaces are kept, in a
 //! container's nothing of ours stays after an Op.
 
+mod echo;
 mod inside;
 mod link;
 mod neighbour;
@@ -29,7 +30,7 @@ use tokio::time::Instant;
 
 use crate::engine::Remote;
 use crate::error::Error;
-use crate::kernel::{Container, Found, Kernel, NetnsSource, Problem, Traffic};
+use crate::kernel::{Container, Echo, EchoFrom, EchoRequest, Found, Kernel, NetnsSource, Problem, Traffic};
 use crate::netlink::link::{BRIDGE, ETHERNET, LOOPBACK, VXLAN};
 use crate::netlink::socket::Rtnl;
 use crate::netlink::wireguard::Wireguard;
@@ -194,6 +195,21 @@ impl Kernel for NetlinkKernel {
     async fn traffic(&self, ours: &Ours) -> Vec<Traffic> {
         let ours = ours.clone();
         self.blocking(move |host| Ok(host.traffic(&ours))).await.unwrap_or_default()
+    }
+
+    async fn echo(&self, request: &EchoRequest) -> Result<Echo, Error> {
+        let request = request.clone();
+        self.blocking(move |host| host.echo(&request)).await
+    }
+
+    async fn echoes_heard(&self, member: &str) -> Result<u64, Error> {
+        let name = binding_name(member);
+        let failed = |error| Error::kernel("read how many echo requests came", error);
+        self.blocking(move |host| {
+            let binding = host.require(&name)?;
+            netns::enter(binding.as_fd(), echo::heard).and_then(|heard| heard).map_err(failed)
+        })
+        .await
     }
 }
 
@@ -477,6 +493,18 @@ impl Host {
             }
         }
         traffic
+    }
+
+    fn echo(&self, request: &EchoRequest) -> Result<Echo, Error> {
+        let ping = || echo::echo(request.to, request.packet_bytes, request.bound);
+        let answered = match &request.from {
+            EchoFrom::Binding(member) => {
+                let binding = self.require(&binding_name(member))?;
+                netns::enter(binding.as_fd(), ping).and_then(|answered| answered)
+            }
+            EchoFrom::Container(netns) => netns.enter(ping)?,
+        };
+        answered.map_err(|error| Error::kernel("send an ICMP echo request", error))
     }
 
     /// Runs `work` with the kept socket of the namespace `name` of ours.

@@ -4,6 +4,7 @@
 mod claim;
 mod contested;
 mod event;
+mod explain;
 mod follow;
 mod forwarding;
 mod join;
@@ -30,7 +31,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 pub use contested::Moved;
 pub use event::{Event, EventKind};
-pub use question::Remembered;
+pub use explain::ping;
+pub use question::{Inquiry, Remembered};
 pub use reconcile::Built;
 pub use start::start;
 
@@ -99,6 +101,17 @@ pub enum Step {
     Move(MemberId, Box<Told>, oneshot::Sender<Moved>),
     /// Another host has said which members it remembers of this one.
     TakeOver(Vec<Remembered>),
+    /// Ask a host what it has or what comes back of what it sends; a reason when it does not answer.
+    Inquire {
+        /// The host; this one too.
+        host: HostId,
+        /// What is asked.
+        inquiry: Inquiry,
+        /// How long to wait.
+        bound: Duration,
+        /// Its answer in JSON.
+        reply: oneshot::Sender<Result<Vec<u8>, String>>,
+    },
     /// Ask a judge; nothing comes back when it does not answer in time.
     Ask(HostId, Question, oneshot::Sender<Option<Answer>>),
     /// The member's journal entry is on disk: build it. Answers the revision to wait for.

@@ -1,5 +1,6 @@
 //! The API: HTTP and JSON on a Unix socket; metrics, health and the status page on TCP, read only.
 
+mod explain;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+pub use explain::Pinged;
 pub use rows::{HostRow, MemberRow, NameRow, NetworkClaims, NetworkRow, Status};
 
 use crate::agent::Snapshot;
@@ -142,6 +144,8 @@ fn private<K: netplumb::Kernel, S: Store + Clone>(served: Served<K, S>) -> Route
         .route("/v1/names", get(names::<K, S>))
         .route("/v1/lookup", get(look_up::<K, S>))
         .route("/v1/events", get(events::<K, S>))
+        .route("/v1/explain", get(explain::explain::<K, S>))
+        .route("/v1/ping", get(explain::ping::<K, S>))
         .route("/metrics", get(metrics::<K, S>))
         .fallback(nothing)
         .method_not_allowed_fallback(no_method)

@@ -5,10 +5,12 @@ mod client;
 mod config;
 mod dns;
 mod engine;
+mod explain;
 mod log;
 mod members;
 mod network;
 mod output;
+mod ping;
 mod region;
 mod reset;
 mod run;
@@ -65,6 +67,10 @@ enum Verb {
     DomainNames(show::DomainNamesArgs),
     /// Say how the agent and its region are
     Status(show::StatusArgs),
+    /// Walk the way from one container to another, on both hosts, and say what is broken
+    Explain(explain::Args),
+    /// Measure round trips inside a private network
+    Ping(ping::Args),
     /// List what happened on this host that is worth telling
     Events(show::EventsArgs),
     /// Print a member's environment, for `docker run --env-file` and the like
@@ -122,6 +128,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Verb::Networks(args) => network::run(&client, &args, &out),
         Verb::DomainNames(args) => show::domain_names(&client, &args, &out),
         Verb::Status(args) => show::status(&client, &args, &out),
+        Verb::Explain(args) => explain::run(&client, &args, &out),
+        Verb::Ping(args) => ping::run(&client, &args, &out),
         Verb::Events(args) => show::events(&client, &args, &out),
         Verb::Env(args) => members::env(&client, args, &out),
         Verb::Dns(verb) => dns::run(&client, verb, &out),
@@ -144,6 +152,14 @@ fn man(dir: Option<&Path>) -> Result<ExitCode, Failure> {
     };
     written.map_err(|e| Failure::new(format!("no manual: {e}")))?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a command has no runtime, and the agent does not call it back"
+)]
+fn pause(duration: std::time::Duration) {
+    std::thread::sleep(duration);
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ pub mod lab;
 pub mod netns;
 pub mod process;
 pub mod pulse;
+pub mod sabotage;
 pub mod sniffer;
 pub mod stage;
 pub mod traffic;

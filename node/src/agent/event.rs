@@ -80,12 +80,17 @@ impl Events {
 
     pub(super) fn note(&mut self, kind: EventKind, detail: String) {
         self.count += 1;
-        let at_ms = (self.clock)() / 1_000_000;
+        let at_ms = self.now_ms();
         let log = Arc::make_mut(&mut self.log);
         if log.len() == KEPT {
             log.pop_front();
         }
         log.push_back(Event { number: self.count, at_ms, kind, detail });
+    }
+
+    /// Milliseconds since 1970.
+    pub(super) fn now_ms(&self) -> u64 {
+        (self.clock)() / 1_000_000
     }
 
     pub(super) fn log(&self) -> Arc<VecDeque<Event>> {

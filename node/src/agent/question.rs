@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::Agent;
 use crate::claims;
+use crate::explain::{Look, Probe};
 use crate::store::Store;
 
 /// How long a question about a record waits for the kernel.
@@ -27,6 +28,20 @@ pub(super) enum Question {
     Claim(claims::Question),
     /// Which members do you remember of me?
     Mine,
+    /// Say what you have.
+    Inquiry(Inquiry),
+}
+
+/// What a person wants to know of a host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Inquiry {
+    /// What do you know and have of your member towards another one? A [`crate::explain::Sight`].
+    Look(Look),
+    /// What comes back of echoes from your member to another one? [`crate::explain::Probes`].
+    Probe(Probe),
+    /// What time is it? Milliseconds since 1970.
+    Clock,
 }
 
 /// A member as another host remembers it.
@@ -78,6 +93,11 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 if let Ok(body) = serde_json::to_vec(&self.members_of(&ask.from)) {
                     let _ = ask.reply.send(body);
                 }
+            }
+            Ok(Question::Inquiry(Inquiry::Look(look))) => self.hear_look(look, ask.reply),
+            Ok(Question::Inquiry(Inquiry::Probe(probe))) => self.hear_probe(&probe, ask.reply),
+            Ok(Question::Inquiry(Inquiry::Clock)) => {
+                let _ = ask.reply.send(self.events.now_ms().to_string().into_bytes());
             }
             // Dropping the reply refuses: a newer version asks what this one does not know.
             Err(_) => tracing::debug!(from = %ask.from, "a question of an unknown kind"),

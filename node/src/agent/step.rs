@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::contested::READDRESS_PER_TICK;
-use super::question::Question;
+use super::question::{Inquiry, Question};
 use super::{Agent, Built, Step};
 use crate::attach::Claimed;
 use crate::claims::{Answer, Told};
@@ -40,6 +40,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 }
             }
             Step::Move(member, told, reply) => self.move_member(member, told, reply).await,
+            Step::Inquire { host, inquiry, bound, reply } => self.inquire(host, inquiry, bound, reply),
             Step::Ask(judge, question, reply) => self.ask_judge(judge, Question::Claim(question), reply),
             Step::Build(member, reply) => {
                 self.journal().mark_durable(&member);
@@ -78,6 +79,23 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         self.tasks.spawn(async move {
             let answer = gossip.ask(&judge, body, Told::BOUND).await;
             let _ = reply.send(answer.ok().and_then(|answer| serde_json::from_slice(&answer).ok()));
+        });
+    }
+
+    fn inquire(
+        &mut self,
+        host: HostId,
+        inquiry: Inquiry,
+        bound: Duration,
+        reply: oneshot::Sender<Result<Vec<u8>, String>>,
+    ) {
+        let (Some(gossip), Ok(body)) = (self.gossip.clone(), serde_json::to_vec(&Question::Inquiry(inquiry)))
+        else {
+            let _ = reply.send(Err("this host has not joined the region yet".to_owned()));
+            return;
+        };
+        self.tasks.spawn(async move {
+            let _ = reply.send(gossip.ask(&host, body, bound).await.map_err(|error| error.to_string()));
         });
     }
 

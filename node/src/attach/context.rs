@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::{Call, Netns, Refusal, RefusalKind, check_request};
-use crate::agent::{Built, Moved, Step};
+use crate::agent::{Built, Inquiry, Moved, Step};
 use crate::claims::{Question, Told};
 use crate::store::{Entry, Store};
 
@@ -176,6 +176,12 @@ impl<K: Kernel, S: Store> Context<K, S> {
     /// and the region has not said yet what this host had: then it is not taken over.
     pub async fn disown(self, member: MemberId) -> Result<(), Refusal> {
         self.step(|reply| Step::Release(member, reply)).await.map(|_| ())
+    }
+
+    /// Asks a host, this one too; a reason when it does not answer.
+    pub async fn inquire(&self, host: HostId, inquiry: Inquiry, bound: Duration) -> Result<Vec<u8>, String> {
+        let asked = self.step(|reply| Step::Inquire { host, inquiry, bound, reply }).await;
+        asked.unwrap_or_else(|refusal| Err(refusal.detail))
     }
 
     /// Says whether other names are passed on for a network's containers.

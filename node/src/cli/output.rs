@@ -50,6 +50,16 @@ impl Output {
         }
     }
 
+    /// Whether people read it.
+    pub fn is_for_people(&self) -> bool {
+        self.format == Format::Table
+    }
+
+    /// Whether people read it, and colours are welcome.
+    pub fn colours(&self) -> bool {
+        self.format == Format::Table && std::io::stdout().is_terminal() && !no_color()
+    }
+
     /// Prints one line.
     pub fn line(&self, line: &str) {
         // A reader that has seen enough closes the pipe; that is no failure.
@@ -82,7 +92,11 @@ impl Output {
 
 /// Whether colours are welcome on standard error (no-color.org).
 fn colours() -> bool {
-    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+    std::io::stderr().is_terminal() && !no_color()
+}
+
+fn no_color() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty())
 }
 
 /// Prints why a command failed, and what to do.

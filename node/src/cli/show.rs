@@ -56,16 +56,8 @@ pub fn events(client: &Client, args: &EventsArgs, out: &Output) -> Result<ExitCo
         if !args.follow {
             return Ok(ExitCode::SUCCESS);
         }
-        pause();
+        super::pause(std::time::Duration::from_secs(1));
     }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a command has no runtime, and the agent does not call it back"
-)]
-fn pause() {
-    std::thread::sleep(std::time::Duration::from_secs(1));
 }
 
 pub fn ps(client: &Client, args: &PsArgs, out: &Output) -> Result<ExitCode, Failure> {
