@@ -68,6 +68,14 @@ pub trait Kernel: Send + Sync + 'static {
         }
     }
 
+    /// Has the namespaces of `ours` heard by [`Kernel::changed`], and no others.
+    fn watch(&self, ours: &Ours) -> impl Future<Output = ()> + Send;
+
+    /// Waits until something has changed in a namespace that is heard, whoever has changed it: where to look. Links,
+    /// their flags, addresses, routes and rows are told of; WireGuard's peers, neighbours and the guard are not.
+    /// Cancel safe: what was not given is given to the next call.
+    fn changed(&self) -> impl Future<Output = BTreeSet<Place>> + Send;
+
     /// What each member of `ours` exchanged with each of its peers; what cannot be read is left out.
     fn traffic(&self, ours: &Ours) -> impl Future<Output = Vec<Traffic>> + Send;
 
@@ -123,6 +131,14 @@ impl<K: Kernel> Kernel for Arc<K> {
         (**self).apply_all(ops)
     }
 
+    fn watch(&self, ours: &Ours) -> impl Future<Output = ()> + Send {
+        (**self).watch(ours)
+    }
+
+    fn changed(&self) -> impl Future<Output = BTreeSet<Place>> + Send {
+        (**self).changed()
+    }
+
     fn traffic(&self, ours: &Ours) -> impl Future<Output = Vec<Traffic>> + Send {
         (**self).traffic(ours)
     }
@@ -134,6 +150,15 @@ impl<K: Kernel> Kernel for Arc<K> {
     fn echoes_heard(&self, member: &str) -> impl Future<Output = Result<u64, Error>> + Send {
         (**self).echoes_heard(member)
     }
+}
+
+/// Where something has changed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The network.
+    pub network: String,
+    /// The member, in its binding namespace or its container; None for the network's own namespace.
+    pub member: Option<String>,
 }
 
 /// An ICMP echo request.

@@ -16,7 +16,10 @@ pub mod reconciler;
 pub mod state;
 
 pub use error::Error;
-pub use kernel::{Container, Echo, EchoFrom, EchoRequest, Found, Kernel, NetnsSource, Problem, Traffic};
+pub use kernel::{
+    Container, Echo, EchoFrom, EchoRequest, Found, Kernel, NetnsSource, Place, Problem, Traffic,
+};
 pub use memory::MemoryKernel;
+pub use netlink::probe::{Feature, survey};
 pub use netlink::{Backend, NetlinkKernel};
 pub use reconciler::{Reconciler, Report};

@@ -8,10 +8,11 @@ mod inside;
 mod link;
 mod neighbour;
 pub mod nft;
-mod probe;
+pub(crate) mod probe;
 mod route;
 mod search;
 mod socket;
+mod watch;
 mod wireguard;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,9 +31,12 @@ use tokio::time::Instant;
 
 use crate::engine::Remote;
 use crate::error::Error;
-use crate::kernel::{Container, Echo, EchoFrom, EchoRequest, Found, Kernel, NetnsSource, Problem, Traffic};
+use crate::kernel::{
+    Container, Echo, EchoFrom, EchoRequest, Found, Kernel, NetnsSource, Place, Problem, Traffic,
+};
 use crate::netlink::link::{BRIDGE, ETHERNET, LOOPBACK, VXLAN};
 use crate::netlink::socket::Rtnl;
+use crate::netlink::watch::Watch;
 use crate::netlink::wireguard::Wireguard;
 use crate::netns::{self, Namespaces};
 use crate::observed::{
@@ -69,6 +73,8 @@ struct Host {
     /// Of our namespaces, by name, each with its namespace's inode: while the socket pins it, no
     /// other namespace gets the same.
     sockets: Mutex<BTreeMap<String, (u64, Rtnl)>>,
+    /// Hears of the namespaces of ours.
+    watch: Watch,
     wireguard: Wireguard,
     cookie: u64,
     /// Whether the guard can be installed: the kernel's answer costs a transaction, and stays.
@@ -98,6 +104,7 @@ impl NetlinkKernel {
             namespaces: Namespaces::new(&run_dir.into()),
             underlay: Mutex::new(Rtnl::here().map_err(failed)?),
             sockets: Mutex::default(),
+            watch: Watch::here(),
             wireguard,
             cookie: netns::cookie().map_err(failed)?,
             nf_tables: nft::supported(),
@@ -190,6 +197,20 @@ impl Kernel for NetlinkKernel {
                 ops.iter().map(|_| Err(Error::kernel("work", io::Error::other(what.clone())))).collect()
             }
         }
+    }
+
+    async fn watch(&self, ours: &Ours) {
+        let ours = ours.clone();
+        let watched = self.blocking(move |host| {
+            host.watch.follow(&host.places(&ours), &host.underlay);
+            Ok(())
+        });
+        // It fails while the agent stops.
+        let _ = watched.await;
+    }
+
+    async fn changed(&self) -> BTreeSet<Place> {
+        self.0.watch.changed().await
     }
 
     async fn traffic(&self, ours: &Ours) -> Vec<Traffic> {
@@ -383,16 +404,7 @@ impl Host {
     }
 
     fn underlay_mtu(&self, address: IpAddr) -> Result<u32, Error> {
-        let failed = |error| Error::kernel("read the underlay's MTU", error);
-        let mut route = lock(&self.underlay);
-        let owner = route.addresses().map_err(failed)?.into_iter().find(|(_, net)| net.addr() == address);
-        let Some((index, _)) = owner else { return Err(Error::NoSuchAddress(address)) };
-        let links = route.links().map_err(failed)?;
-        let link = links.into_values().find(|link| link.index == index).map(|link| link.mtu);
-        let routes = route.routes().map_err(failed)?.into_iter();
-        let family = |net: IpNet| net.addr().is_ipv4() == address.is_ipv4();
-        let set = routes.filter(|route| route.index == Some(index) && family(route.destination));
-        link.into_iter().chain(set.filter_map(|route| route.mtu)).min().ok_or(Error::NoSuchAddress(address))
+        mtu_at(&mut lock(&self.underlay), address)
     }
 
     fn lingers(&self) -> bool {
@@ -495,6 +507,22 @@ impl Host {
         traffic
     }
 
+    /// The namespaces of `ours` by path, and whose they are.
+    fn places(&self, ours: &Ours) -> BTreeMap<PathBuf, BTreeSet<Place>> {
+        let mut places: BTreeMap<PathBuf, BTreeSet<Place>> = BTreeMap::new();
+        let directory = &self.namespaces.directory;
+        for (network, traces) in &ours.networks {
+            let place = |member: Option<&String>| Place { network: network.clone(), member: member.cloned() };
+            places.entry(directory.join(fabric_name(network))).or_default().insert(place(None));
+            for (id, trace) in traces {
+                for path in [directory.join(binding_name(id)), trace.netns.path.clone()] {
+                    places.entry(path).or_default().insert(place(Some(id)));
+                }
+            }
+        }
+        places
+    }
+
     fn echo(&self, request: &EchoRequest) -> Result<Echo, Error> {
         let ping = || echo::echo(request.to, request.packet_bytes, request.bound);
         let answered = match &request.from {
@@ -532,6 +560,27 @@ impl Host {
         let netns = self.namespaces.open(name)?;
         netns.ok_or_else(|| Error::Missing { what: format!("the network namespace {name}") })
     }
+}
+
+/// As [`Kernel::underlay_mtu`], in the calling thread's namespace and without a kernel of one's own. For threads that
+/// may block.
+///
+/// Errors: [`Error::NoSuchAddress`].
+pub fn underlay_mtu(address: IpAddr) -> Result<u32, Error> {
+    let mut route = Rtnl::here().map_err(|error| Error::kernel("open a netlink socket", error))?;
+    mtu_at(&mut route, address)
+}
+
+fn mtu_at(route: &mut Rtnl, address: IpAddr) -> Result<u32, Error> {
+    let failed = |error| Error::kernel("read the underlay's MTU", error);
+    let owner = route.addresses().map_err(failed)?.into_iter().find(|(_, net)| net.addr() == address);
+    let Some((index, _)) = owner else { return Err(Error::NoSuchAddress(address)) };
+    let links = route.links().map_err(failed)?;
+    let link = links.into_values().find(|link| link.index == index).map(|link| link.mtu);
+    let routes = route.routes().map_err(failed)?.into_iter();
+    let family = |net: IpNet| net.addr().is_ipv4() == address.is_ipv4();
+    let set = routes.filter(|route| route.index == Some(index) && family(route.destination));
+    link.into_iter().chain(set.filter_map(|route| route.mtu)).min().ok_or(Error::NoSuchAddress(address))
 }
 
 /// `eth0` up with exactly this address: the new one first, so that neighbours and socket stay.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::error::Error;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Place};
 use crate::observed::Observed;
 use crate::plan::{Op, Plan, Prune, diff};
 use crate::state::{Desired, Network, Ours, Trace};
@@ -120,18 +120,72 @@ impl<K: Kernel> Reconciler<K> {
         let next = ours.networks.keys().find(after).or(ours.networks.keys().next()).cloned();
         let Some(name) = next else { return report };
         self.audited = Some(name.clone());
-        let turn = Ours { networks: BTreeMap::from([(name.clone(), ours.networks[&name].clone())]) };
-        self.settled.remove(&name);
+        let all = ours.networks[&name].keys().cloned().collect();
+        self.inspect(&name, all, (desired, ours, prune), &mut report).await;
+        report
+    }
+
+    /// Looks at these places anew, and repairs their networks.
+    pub async fn look_again(
+        &mut self,
+        places: &BTreeSet<Place>,
+        desired: &Desired,
+        ours: &Ours,
+        prune: Prune,
+    ) -> Report {
+        let mut report = Report::default();
+        let mut members: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+        for place in places {
+            members.entry(&place.network).or_default().extend(place.member.clone());
+        }
+        for (name, members) in members {
+            self.inspect(name, members, (desired, ours, prune), &mut report).await;
+        }
+        report
+    }
+
+    /// Looks at a network's own namespace and at these members anew, whatever is known, and repairs the network.
+    async fn inspect(
+        &mut self,
+        name: &str,
+        members: BTreeSet<String>,
+        (desired, ours, prune): (&Desired, &Ours, Prune),
+        report: &mut Report,
+    ) {
+        let Some(traces) = ours.networks.get(name) else { return };
+        let turn = Ours { networks: BTreeMap::from([(name.to_owned(), traces.clone())]) };
+        self.settled.remove(name);
         let complete = self.knows(&turn);
         let expected = diff(&self.known, desired, &turn, prune);
-        self.known.networks.remove(&name);
-        let turn = self.observe_unknown(&turn, &mut report).await;
+        let again = traces.iter().filter(|(id, _)| !complete || members.contains(*id));
+        let again = again.map(|(id, trace)| (id.clone(), trace.clone())).collect();
+        if let Err(error) = self.learn(name, again).await {
+            report.unseen.push((name.to_owned(), error));
+            return;
+        }
         let plan = diff(&self.known, desired, &turn, prune);
         if complete {
-            report.drift = drift(&expected, &plan);
+            report.drift.extend(drift(&expected, &plan));
         }
-        self.apply(plan, &mut report).await;
-        report
+        self.apply(plan, report).await;
+    }
+
+    /// Observes a network's own namespace and these members; what is known of others stays.
+    async fn learn(&mut self, name: &str, traces: BTreeMap<String, Trace>) -> Result<(), Error> {
+        let part = Ours { networks: BTreeMap::from([(name.to_owned(), traces)]) };
+        match self.kernel.observe(&part).await {
+            Ok(mut observed) => {
+                let observed = observed.networks.remove(name).unwrap_or_default();
+                let known = self.known.networks.entry(name.to_owned()).or_default();
+                known.fabric = observed.fabric;
+                known.members.extend(observed.members);
+                Ok(())
+            }
+            Err(error) => {
+                self.known.networks.remove(name);
+                Err(error)
+            }
+        }
     }
 
     fn knows(&self, ours: &Ours) -> bool {
@@ -157,19 +211,9 @@ impl<K: Kernel> Reconciler<K> {
                 }
             }
             self.settled.remove(name);
-            let part = Ours { networks: BTreeMap::from([(name.clone(), unknown)]) };
-            match self.kernel.observe(&part).await {
-                Ok(mut observed) => {
-                    let observed = observed.networks.remove(name).unwrap_or_default();
-                    let known = self.known.networks.entry(name.clone()).or_default();
-                    known.fabric = observed.fabric;
-                    known.members.extend(observed.members);
-                }
-                Err(error) => {
-                    seen.networks.remove(name);
-                    self.known.networks.remove(name);
-                    report.unseen.push((name.clone(), error));
-                }
+            if let Err(error) = self.learn(name, unknown).await {
+                seen.networks.remove(name);
+                report.unseen.push((name.clone(), error));
             }
         }
         seen

@@ -145,6 +145,7 @@ fn private<K: netplumb::Kernel, S: Store + Clone>(served: Served<K, S>) -> Route
         .route("/v1/lookup", get(look_up::<K, S>))
         .route("/v1/events", get(events::<K, S>))
         .route("/v1/explain", get(explain::explain::<K, S>))
+        .route("/v1/doctor", get(explain::doctor::<K, S>))
         .route("/v1/ping", get(explain::ping::<K, S>))
         .route("/metrics", get(metrics::<K, S>))
         .fallback(nothing)

@@ -4,6 +4,7 @@ mod agent;
 mod client;
 mod config;
 mod dns;
+mod doctor;
 mod engine;
 mod explain;
 mod log;
@@ -67,6 +68,8 @@ enum Verb {
     DomainNames(show::DomainNamesArgs),
     /// Say how the agent and its region are
     Status(show::StatusArgs),
+    /// Say what is wrong with this host, and what to do
+    Doctor(doctor::Args),
     /// Walk the way from one container to another, on both hosts, and say what is broken
     Explain(explain::Args),
     /// Measure round trips inside a private network
@@ -128,6 +131,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Verb::Networks(args) => network::run(&client, &args, &out),
         Verb::DomainNames(args) => show::domain_names(&client, &args, &out),
         Verb::Status(args) => show::status(&client, &args, &out),
+        Verb::Doctor(args) => doctor::run(&client, &args, &out),
         Verb::Explain(args) => explain::run(&client, &args, &out),
         Verb::Ping(args) => ping::run(&client, &args, &out),
         Verb::Events(args) => show::events(&client, &args, &out),

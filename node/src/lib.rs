@@ -11,6 +11,7 @@ pub mod attach;
 pub mod claims;
 pub mod cli;
 pub mod config;
+pub mod doctor;
 pub mod explain;
 pub mod journal;
 pub mod lookup;

@@ -41,6 +41,13 @@ impl Forwarder {
         Forwarder::new(watch::channel(Vec::new()).1)
     }
 
+    /// Whether an upstream answers at all: they are asked for the root's name servers.
+    pub async fn answers(&self) -> bool {
+        // RFC 1035 §4.1: recursion desired, one question, the root, NS, IN.
+        let query = [0x57, 0x52, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1];
+        self.relay(&query, Transport::Udp).await.is_some()
+    }
+
     /// Room for one query; `None` if too many are in flight.
     pub(crate) fn permit(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.in_flight).try_acquire_owned().ok()

@@ -4,7 +4,7 @@
 
 use rustix::process::Signal;
 use serde_json::Value;
-use tests::ids::{AP, PN2, PN, name};
+use tests::ids::{AP, PN, PN2, name};
 use tests::sabotage::Saboteur;
 use tests::{Attached, Container, Host, Lab, eventually, seconds, want};
 

@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::kernel::{Container, NetnsSource, Problem};
 use crate::netlink::link::BRIDGE;
 use crate::netlink::socket::Rtnl;
-use crate::netlink::wireguard::Wireguard;
+use crate::netlink::wireguard::{Wireguard, kernel_has_wireguard};
 use crate::netlink::{inside, nft};
 use crate::netns::{self, Namespaces};
 use crate::state::{Mac, NetnsRef, Vtep};
@@ -51,6 +51,39 @@ fn tried(wireguard: &Wireguard, nf_tables: bool) -> Vec<Problem> {
         report(false, nft::NftError::Unsupported(io::ErrorKind::Unsupported.into()).into());
     }
     problems
+}
+
+/// Something a kernel can do or not, by the name of its module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Feature {
+    /// Its name.
+    pub name: &'static str,
+    /// What happened when it was tried; None where it is there.
+    pub missing: Option<String>,
+}
+
+/// What the kernel can do, tried in a namespace that ends at once.
+pub fn survey() -> Vec<Feature> {
+    let feature =
+        |name, tried: Result<(), Error>| Feature { name, missing: tried.err().map(|e| e.to_string()) };
+    let tried = netns::scratch(|| {
+        let cookie = netns::cookie().map(drop).map_err(|error| Error::kernel("read SO_NETNS_COOKIE", error));
+        let tun = open_tun("probe-tun").map(drop).map_err(Error::NoTun);
+        let unsupported = || nft::NftError::Unsupported(io::ErrorKind::Unsupported.into()).into();
+        let guard = if nft::supported() { Ok(()) } else { Err(unsupported()) };
+        vec![
+            feature("namespaces", cookie),
+            feature("vxlan", links()),
+            feature("nf_tables", guard),
+            feature("tun", tun),
+        ]
+    });
+    let mut features = tried.unwrap_or_else(|error| {
+        vec![feature("namespaces", Err(Error::kernel("make a network namespace", error)))]
+    });
+    let wireguard = if kernel_has_wireguard() { Ok(()) } else { Err(Error::NoWireguard) };
+    features.push(feature("wireguard", wireguard));
+    features
 }
 
 fn links() -> Result<(), Error> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use gossip::record::MemberState;
 use netplumb::kernel::{Echo, EchoFrom, EchoRequest, Kernel};
+use netplumb::plan::diff;
 use netplumb::state::{Key, NetnsRef};
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -60,6 +61,21 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 inside_full: inner.1,
             };
             say(&probes, reply);
+        });
+    }
+
+    /// Says what of the kernel is not as it should be.
+    pub(super) fn hear_drift(&mut self, reply: oneshot::Sender<Vec<u8>>) {
+        let (kernel, wanted) = (self.kernel.clone(), self.want.borrow().clone());
+        self.tasks.spawn(async move {
+            let words: Vec<String> = match kernel.observe(&wanted.ours).await {
+                Ok(observed) => {
+                    let plan = diff(&observed, &wanted.desired, &wanted.ours, wanted.prune);
+                    plan.ops.iter().map(|op| format!("{} in {}", op.kind(), op.network())).collect()
+                }
+                Err(error) => vec![error.to_string()],
+            };
+            say(&words, reply);
         });
     }
 

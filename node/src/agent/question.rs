@@ -40,6 +40,8 @@ pub enum Inquiry {
     Look(Look),
     /// What comes back of echoes from your member to another one? [`crate::explain::Probes`].
     Probe(Probe),
+    /// What would be mended now, if it were looked at? Words.
+    Drift,
     /// What time is it? Milliseconds since 1970.
     Clock,
 }
@@ -96,6 +98,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             }
             Ok(Question::Inquiry(Inquiry::Look(look))) => self.hear_look(look, ask.reply),
             Ok(Question::Inquiry(Inquiry::Probe(probe))) => self.hear_probe(&probe, ask.reply),
+            Ok(Question::Inquiry(Inquiry::Drift)) => self.hear_drift(ask.reply),
             Ok(Question::Inquiry(Inquiry::Clock)) => {
                 let _ = ask.reply.send(self.events.now_ms().to_string().into_bytes());
             }

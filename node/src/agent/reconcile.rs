@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gossip::id::MemberId;
-use netplumb::kernel::Kernel;
+use netplumb::kernel::{Kernel, Place};
 use netplumb::plan::Prune;
 use netplumb::state::{Desired, Ours};
 use netplumb::{Reconciler, Report};
@@ -17,6 +17,11 @@ use crate::metrics::Metrics;
 
 /// How often the kernel is compared whole with what it should hold.
 pub(super) const AUDIT: Duration = Duration::from_secs(30);
+
+/// How long after the first sign of a change it is looked for: what belongs together has come by then.
+const SETTLE: Duration = Duration::from_millis(200);
+/// How often it is looked at most, whoever goes on changing things.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How long a repaired container is told of.
 const TOLD: Duration = Duration::from_secs(600);
@@ -45,8 +50,18 @@ pub(super) struct Wanted {
     pub(super) prune: Prune,
 }
 
+/// Why it is time to do something.
+enum Turn {
+    /// Something else is wanted, or what failed is tried again.
+    Follow,
+    /// One network is compared whole.
+    Audit,
+    /// Something changed at these places.
+    Look(BTreeSet<Place>),
+}
+
 /// Makes the kernel follow what is wanted: at once when that changes, again with backoff after an
-/// error, and one network at a time for drift.
+/// error, where the kernel tells of a change, and one network at a time for drift that nobody tells of.
 pub(super) async fn reconcile<K: Kernel>(
     kernel: Arc<K>,
     mut wants: watch::Receiver<Wanted>,
@@ -60,36 +75,60 @@ pub(super) async fn reconcile<K: Kernel>(
     let mut retry: Option<Instant> = None;
     let mut audit = Instant::now() + AUDIT;
     let mut flushed: BTreeMap<MemberId, Instant> = BTreeMap::new();
+    let mut changes = Changes::default();
+    let mut reached = 0;
     loop {
-        let audited = tokio::select! {
+        let turn = tokio::select! {
             changed = wants.changed() => match changed {
-                Ok(()) => false,
+                Ok(()) => Turn::Follow,
                 Err(_) => return,
             },
-            () = tokio::time::sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => false,
-            () = tokio::time::sleep_until(audit) => true,
+            () = tokio::time::sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => Turn::Follow,
+            () = tokio::time::sleep_until(audit) => Turn::Audit,
+            places = reconciler.kernel().changed() => {
+                changes.hear(places, Instant::now());
+                continue;
+            }
+            () = changes.due() => Turn::Look(changes.take(Instant::now())),
         };
-        let wanted = wants.borrow_and_update().clone();
+        // What is wanted newly is followed first: it is not marked as seen by a look or an audit.
+        let follows = matches!(turn, Turn::Follow);
+        let wanted = if follows { wants.borrow_and_update().clone() } else { wants.borrow().clone() };
         if wanted.revision == 0 {
             audit = Instant::now() + AUDIT;
             continue;
         }
         let started = Instant::now();
-        let report = if audited {
-            // One network at a time, all of them within the period.
-            audit = started + AUDIT / wanted.ours.networks.len().max(1) as u32;
-            reconciler.audit(&wanted.desired, &wanted.ours, wanted.prune).await
-        } else {
-            reconciler.reconcile(&wanted.desired, &wanted.ours, wanted.prune).await
+        let report = match turn {
+            Turn::Follow => reconciler.reconcile(&wanted.desired, &wanted.ours, wanted.prune).await,
+            Turn::Audit => {
+                // One network at a time, all of them within the period.
+                audit = started + AUDIT / wanted.ours.networks.len().max(1) as u32;
+                reconciler.audit(&wanted.desired, &wanted.ours, wanted.prune).await
+            }
+            Turn::Look(places) => {
+                reconciler.look_again(&places, &wanted.desired, &wanted.ours, wanted.prune).await
+            }
         };
+        if follows {
+            reached = wanted.revision;
+        }
         metrics.reconciled(&report, started.elapsed());
+        for op in &report.drift {
+            tracing::warn!(
+                network = op.network(),
+                member = op.member(),
+                kind = op.kind(),
+                "changed by somebody: put back"
+            );
+        }
         flushed.retain(|_, repaired| started - *repaired < TOLD);
         for member in report.flushed().filter_map(|id| id.parse::<MemberId>().ok()) {
             tracing::warn!(%member, "somebody removed our rules in its container: put back");
             flushed.insert(member, started);
         }
-        if audited && retry.is_some() {
-            // It says nothing of the networks that are still to be tried again.
+        if !follows && (retry.is_some() || reached != wanted.revision) {
+            // It says nothing of the networks that are still to be tried.
             continue;
         }
         let answer = Built { flushed: flushed.clone(), ..answer(&wanted, &report) };
@@ -102,6 +141,35 @@ pub(super) async fn reconcile<K: Kernel>(
             (Some(Instant::now() + backoff), (backoff * 2).min(BACKOFF_MAX))
         };
         build.send_replace(Arc::new(answer));
+        reconciler.kernel().watch(&wanted.ours).await;
+    }
+}
+
+/// Places where something has changed, until it is time to look there.
+#[derive(Default)]
+struct Changes {
+    places: BTreeSet<Place>,
+    /// When the first of them was heard of.
+    since: Option<Instant>,
+    looked: Option<Instant>,
+}
+
+impl Changes {
+    fn hear(&mut self, places: BTreeSet<Place>, now: Instant) {
+        self.places.extend(places);
+        self.since.get_or_insert(now);
+    }
+
+    /// Ends when it is time to look; never without a change.
+    async fn due(&self) {
+        let Some(since) = self.since else { return std::future::pending().await };
+        let rested = self.looked.map(|looked| looked + LOOK);
+        tokio::time::sleep_until(rested.map_or(since + SETTLE, |rested| rested.max(since + SETTLE))).await;
+    }
+
+    fn take(&mut self, now: Instant) -> BTreeSet<Place> {
+        (self.since, self.looked) = (None, Some(now));
+        std::mem::take(&mut self.places)
     }
 }
 

@@ -1,4 +1,4 @@
-//! `GET /v1/explain` and `GET /v1/ping`: both hosts are asked, what they say is walked.
+//! `GET /v1/explain`, `/v1/ping` and `/v1/doctor`: hosts are asked what they have and what comes back of echoes.
 
 use std::time::Duration;
 
@@ -6,13 +6,16 @@ use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use gossip::id::HostId;
+use gossip::record::MemberState;
+use gossip::standing::Standing;
 use netplumb::Kernel;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Served, malformed};
-use crate::agent::{Inquiry, ping as echo};
+use crate::agent::{Inquiry, Snapshot, ping as echo};
 use crate::attach::{Refusal, RefusalKind};
+use crate::doctor::{Other, Said};
 use crate::explain::{self, Answer, End, Explanation, Look, Probe, Probes, Side, Sight};
 use crate::store::Store;
 
@@ -75,6 +78,51 @@ pub(super) async fn sides<K: Kernel, S: Store + Clone>(
         Side { sight: near, probes: near_probes, heard: near_heard },
         Side { sight: far, probes: far_probes, heard: far_heard },
     )
+}
+
+pub(super) async fn doctor<K: Kernel, S: Store + Clone>(State(served): State<Served<K, S>>) -> Json<Said> {
+    let here = &served.config.host;
+    let drift = asked(&served, here.clone(), Inquiry::Drift, PROBE_BOUND).await;
+    let drift = drift.unwrap_or_else(|why| vec![why]);
+    let snapshot = served.snapshot.borrow().clone();
+    let others = snapshot.view.hosts.iter().filter(|(host, _)| *host != here);
+    let others = others.filter(|(_, h)| !matches!(h.standing, Standing::Gone | Standing::Away));
+    let others = others.map(|(host, _)| other(&served, &snapshot, host));
+    Json(Said { drift, others: futures::future::join_all(others).await })
+}
+
+/// How another host's clock and the way to it are.
+async fn other<K: Kernel, S: Store + Clone>(
+    served: &Served<K, S>,
+    snapshot: &Snapshot,
+    host: &HostId,
+) -> Other {
+    let ahead = async {
+        let before = i64::try_from(gossip::unix_ns() / 1_000_000).ok()?;
+        let theirs: i64 = asked(served, host.clone(), Inquiry::Clock, LOOK_BOUND).await.ok()?;
+        let after = i64::try_from(gossip::unix_ns() / 1_000_000).ok()?;
+        Some(theirs - before.midpoint(after))
+    };
+    let vxlan = async {
+        let probe = common(snapshot, &served.config.host, host)?;
+        let probes =
+            asked::<_, _, Probes>(served, served.config.host.clone(), Inquiry::Probe(probe), PROBE_BOUND);
+        probes.await.ok().map(|probes| probes.fabric)
+    };
+    let (clock_ahead_ms, vxlan) = tokio::join!(ahead, vxlan);
+    Other { host: host.clone(), clock_ahead_ms, vxlan }
+}
+
+/// A member here and one there, in one network.
+fn common(snapshot: &Snapshot, here: &HostId, there: &HostId) -> Option<Probe> {
+    let ready = |host: &HostId| {
+        let members = snapshot.view.hosts.get(host).map(|h| &h.records.members).into_iter().flatten();
+        members.filter(|(_, record)| record.state == MemberState::Ready)
+    };
+    ready(there).find_map(|((network, _), theirs)| {
+        let ((_, member), _) = ready(here).find(|((own, _), _)| own == network)?;
+        Some(Probe { network: *network, member: member.clone(), to: theirs.address })
+    })
 }
 
 async fn asked<K: Kernel, S: Store + Clone, T: DeserializeOwned>(

@@ -54,7 +54,8 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn identity(config: &Config) -> Result<Identity, Failure> {
+/// The certificate, which must be this host's and of this region.
+pub(super) fn identity(config: &Config) -> Result<Identity, Failure> {
     let Config { region, host, tls, .. } = config;
     let identity = Identity::load(&tls.ca, &tls.cert, &tls.key)
         .map_err(|e| Failure::new(e.to_string()).hint("`warren region issue` makes a host's certificate"))?;

@@ -90,7 +90,13 @@ fn wrong(side: &mut Side, step: Kind) {
 /// Nothing comes back by VXLAN.
 fn silent(side: &mut Side) {
     let (fabric, full) = (Answer::Silent, Answer::Silent);
-    *probes(side) = Probes { fabric, fabric_full: full, passes: None, inside: Answer::Silent, inside_full: Answer::Silent };
+    *probes(side) = Probes {
+        fabric,
+        fabric_full: full,
+        passes: None,
+        inside: Answer::Silent,
+        inside_full: Answer::Silent,
+    };
 }
 
 #[test]
@@ -108,7 +114,9 @@ fn the_first_broken_step_is_the_one_that_is_broken() {
         (Kind::Record, Some("b"), "not ready", |_, far| {
             sight(far).other.as_mut().unwrap().state = MemberState::Joining;
         }),
-        (Kind::Claim, Some("a"), "another member's", |near, _| sight(near).own.as_mut().unwrap().holds = false),
+        (Kind::Claim, Some("a"), "another member's", |near, _| {
+            sight(near).own.as_mut().unwrap().holds = false
+        }),
         (Kind::Agent, Some("b"), "does not answer: timeout", |_, far| {
             *far = Side { sight: Err("timeout".into()), probes: None, heard: None };
         }),
@@ -164,7 +172,8 @@ fn the_first_broken_step_is_the_one_that_is_broken() {
 fn what_nobody_could_say_is_unknown_and_not_broken() {
     let gone = Side { sight: Err("timeout".into()), probes: None, heard: None };
     let explanation = walk(end("a", 1), end("b", 2), &side(1, 2), &gone);
-    let of = |kind| explanation.steps.iter().filter(|step| step.step == kind).map(|step| step.state).last();
+    let of =
+        |kind| explanation.steps.iter().filter(|step| step.step == kind).map(|step| step.state).next_back();
     assert_eq!(explanation.broken, Some(Kind::Agent));
     for kind in [Kind::Record, Kind::Interface, Kind::Row] {
         assert_eq!(of(kind), Some(State::Unknown), "{kind:?}");
