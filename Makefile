@@ -26,7 +26,7 @@ test: ## everything: lints, unit tables, simulation, contract suites and end-to-
 check: ## formatting, lints, house rules, licences
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	@if command -v cargo-deny >/dev/null; then cargo deny check licenses bans sources; \
+	@if command -v cargo-deny >/dev/null; then cargo deny --offline check licenses bans sources; \
 	 else echo "cargo-deny is not installed (cargo install cargo-deny): licences were not checked"; fi
 
 unit: ## tables and properties of every crate
