@@ -200,9 +200,12 @@ impl Mac {
 }
 
 impl PrivateKey {
-    /// A new key from the system's random numbers.
+    /// A new key from the system's random numbers, clamped as `wg genkey` does: the kernel gives no other back.
     pub fn generate() -> PrivateKey {
-        PrivateKey(rand::random())
+        let mut key: [u8; 32] = rand::random();
+        key[0] &= 0b1111_1000;
+        key[31] = key[31] & 0b0111_1111 | 0b0100_0000;
+        PrivateKey(key)
     }
 
     /// The public key that belongs to it (RFC 7748; clamped there, so every 32 bytes are a key).
@@ -272,6 +275,14 @@ impl fmt::Debug for Key {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_generated_key_is_as_the_kernel_gives_it_back() {
+        for _ in 0..16 {
+            let PrivateKey(key) = PrivateKey::generate();
+            assert_eq!((key[0] & 0b111, key[31] >> 6), (0, 1), "clamped (RFC 7748)");
+        }
+    }
 
     #[test]
     fn mtu_of_every_underlay() {
