@@ -85,7 +85,7 @@ struct Host {
 
 impl NetlinkKernel {
     /// Namespaces of ours are mounts in `<run_dir>/netns/`. The host's namespace is the calling
-    /// thread's. `engine` does WireGuard where the kernel does not.
+    /// thread's. `engine` does WireGuard where the kernel does not; where it does, the engine's interfaces end.
     ///
     /// Errors: [`Error::NoWireguard`] with [`Backend::Kernel`] on a kernel without it, and whatever
     /// keeps a netlink socket or a thread from being made.
@@ -97,7 +97,11 @@ impl NetlinkKernel {
         let failed = |error| Error::kernel("look at the host's network namespace", error);
         let wireguard = match (backend, backend != Backend::Userspace && wireguard::kernel_has_wireguard()) {
             (Backend::Kernel, false) => return Err(Error::NoWireguard),
-            (Backend::Kernel | Backend::Auto, true) => Wireguard::Kernel,
+            (Backend::Kernel | Backend::Auto, true) => {
+                // What it served for an agent with another backend would hold the interfaces' ports.
+                engine.retain(&BTreeSet::new());
+                Wireguard::Kernel
+            }
             (Backend::Userspace, _) | (Backend::Auto, false) => Wireguard::Userspace(engine),
         };
         Ok(NetlinkKernel(Arc::new(Host {

@@ -126,11 +126,12 @@ impl Remote {
         listening.inspect_err(|error| tracing::warn!(path = %path.display(), %error, "no `wg show`")).ok()
     }
 
-    /// Forgets the interfaces that `ours` does not name: those of members whose journal entries are gone.
+    /// Forgets the interfaces that `ours` does not name: those of members whose journal entries are gone, or whose
+    /// WireGuard is the kernel's now.
     pub fn retain(&self, ours: &BTreeSet<&str>) {
         let ids: Vec<String> = self.shared.lock().held.interfaces.keys().cloned().collect();
         for id in ids.iter().filter(|id| !ours.contains(id.as_str())) {
-            tracing::info!(member = id, "an interface that the journal does not name: removed");
+            tracing::info!(member = id, "an interface of the engine's that nobody wants any more: removed");
             self.remove(id);
         }
     }

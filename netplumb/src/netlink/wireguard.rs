@@ -71,7 +71,14 @@ impl Wireguard {
             return Err(Error::NameTaken { ifname: site.ifname.clone() });
         }
         match self {
-            Wireguard::Kernel => kernel::create(member, site, container.as_fd(), binding, link, ours),
+            Wireguard::Kernel => {
+                let stands = present.is_some_and(|seen| kernel::is_one(&seen));
+                if ours && !stands {
+                    // The engine's, of an agent that used it: it goes with its descriptors, but not at once.
+                    self.remove(member, site)?;
+                }
+                kernel::create(member, site, container.as_fd(), binding, link, stands)
+            }
             Wireguard::Userspace(engine) => {
                 let served = engine.interface(member).is_some_and(|is| is.private_key == link.private_key);
                 if ours && served {

@@ -32,6 +32,11 @@ pub(crate) fn kernel_has_wireguard() -> bool {
     matches!(born, Ok(Ok(())))
 }
 
+/// Whether a link is a WireGuard interface of the kernel's.
+pub(super) fn is_one(link: &Seen) -> bool {
+    link.kind == Some(InfoKind::Wireguard)
+}
+
 /// Makes `wgN` if it is not `present`, and sets key and port.
 pub(super) fn create(
     member: &str,
@@ -78,7 +83,7 @@ pub(super) fn remove_peers(member: &str, site: &Site, peers: &BTreeSet<Key>) -> 
 
 /// What the kernel has of the interface. Runs in the container's namespace.
 pub(super) fn observe(seen: &Seen) -> io::Result<Option<Seat>> {
-    if seen.kind != Some(InfoKind::Wireguard) {
+    if !is_one(seen) {
         return Ok(None);
     }
     let read = read(&seen.name)?;
@@ -91,7 +96,7 @@ pub(super) fn observe(seen: &Seen) -> io::Result<Option<Seat>> {
 
 /// The interface's private key. Runs in the container's namespace.
 pub(super) fn private_key(seen: &Seen) -> io::Result<Option<PrivateKey>> {
-    if seen.kind != Some(InfoKind::Wireguard) {
+    if !is_one(seen) {
         return Ok(None);
     }
     Ok(read(&seen.name)?.private_key.map(|key| PrivateKey(key.0)))
@@ -123,7 +128,7 @@ fn apply(member: &str, site: &Site, update: DeviceUpdate) -> Result<(), Error> {
 /// `DeviceUpdate::apply` makes an interface where there is none: never let it.
 fn guarded(member: &str, ifname: &str) -> io::Result<()> {
     let link = Rtnl::here()?.link(ifname)?;
-    let ours = |link: &Seen| link.group == group(member) && link.kind == Some(InfoKind::Wireguard);
+    let ours = |link: &Seen| link.group == group(member) && is_one(link);
     if link.as_ref().is_some_and(ours) { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ENODEV)) }
 }
 
