@@ -150,7 +150,7 @@ pub struct Peer {
     pub mac: Mac,
     /// Exactly its addresses.
     pub allowed: BTreeSet<IpAddr>,
-    /// The record is young: send the first packet, because the peer may have tried before this host
+    /// The peer is young and built: send the first packet, because it may have tried before this host
     /// knew it. Never compared, only carried along when the peer is added.
     pub greet: bool,
 }

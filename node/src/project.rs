@@ -165,7 +165,7 @@ pub fn network(
             endpoint: SocketAddrV4::new(record.address, WIREGUARD_PORT),
             mac,
             allowed: addresses(record),
-            greet: remote && young(&key),
+            greet: remote && record.state == MemberState::Ready && young(&key),
         };
         network.peers.insert(public, peer);
     }

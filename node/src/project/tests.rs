@@ -94,6 +94,22 @@ fn a_joining_member_is_programmed_but_not_named() {
     assert_eq!(zone_members(&view, &ledger, pn()).len(), 1);
 }
 
+/// A kernel whose first initiation is lost, because the other's interface is not there yet, tries again after 5 s only.
+#[test]
+fn the_young_are_greeted_once_they_can_answer() {
+    let own = [entry(1, MemberState::Ready)];
+    let remote = [entry(3, MemberState::Joining), entry(4, MemberState::Ready)];
+    let view = view(&[("a", Standing::Answering, &own), ("b", Standing::Answering, &remote)]);
+    let ledger = Ledger::of(&view);
+    for young in [true, false] {
+        let desired = desired(&view, &ledger, &here(), &own, |_| young);
+        let peers = &desired.networks[&pn().to_string()].peers;
+        let greeted: Vec<_> =
+            peers.values().filter(|peer| peer.greet).map(|peer| *peer.endpoint.ip()).collect();
+        assert_eq!(greeted, if young { vec![remote[1].address] } else { vec![] });
+    }
+}
+
 #[test]
 fn a_contested_address_has_one_key() {
     let own = [entry(1, MemberState::Ready)];
