@@ -47,6 +47,8 @@ pub struct Served<K, S> {
     pub snapshot: watch::Receiver<Snapshot>,
     /// Figures.
     pub metrics: Arc<Metrics>,
+    /// Who does WireGuard here: `kernel` or `userspace`.
+    pub wireguard: &'static str,
 }
 
 impl<K, S: Clone> Clone for Served<K, S> {
@@ -56,6 +58,7 @@ impl<K, S: Clone> Clone for Served<K, S> {
             context: self.context.clone(),
             snapshot: self.snapshot.clone(),
             metrics: self.metrics.clone(),
+            wireguard: self.wireguard,
         }
     }
 }

@@ -44,6 +44,8 @@ pub struct Status {
     pub addresses: Vec<NetworkClaims>,
     /// When the host's certificate expires, in seconds since 1970.
     pub certificate_expires: i64,
+    /// Who does WireGuard here: `kernel` or `userspace`.
+    pub wireguard: String,
     /// The process that holds the containers' descriptors.
     pub engine: Option<EngineRow>,
 }
@@ -154,6 +156,7 @@ pub(super) fn status_of<K, S: Clone>(served: &Served<K, S>) -> Status {
         claims: claims.map(|(name, count)| (name.to_owned(), count)).into(),
         addresses: networks,
         certificate_expires: served.metrics.certificate_expiry(),
+        wireguard: served.wireguard.to_owned(),
         engine,
     }
 }

@@ -86,6 +86,7 @@ async fn serve(
     let engine = Arc::new(engine::find(&config, log)?);
     let kernel = NetlinkKernel::new(&config.run_dir, config.backend, engine.clone())
         .context("the kernel cannot be reached")?;
+    let wireguard = if kernel.kernel_wireguard() { "kernel" } else { "userspace" };
     preflight(&kernel, &config).await?;
     let store = DirStore::open(&config.state_dir)
         .with_context(|| format!("state_dir {} cannot be used", config.state_dir.display()))?;
@@ -112,11 +113,12 @@ async fn serve(
         context: agent.context.clone(),
         snapshot: agent.snapshot.clone(),
         metrics: agent.metrics.clone(),
+        wireguard,
     };
     let socket = inherited.listener(&config.socket());
     let lasting = socket.is_some();
     let api = Api::serve(served, socket).await?;
-    tracing::info!(socket = %config.socket().display(), http = %config.http, "serving");
+    tracing::info!(socket = %config.socket().display(), http = %config.http, wireguard, "serving");
     service::ready(&format!("serves host {} of region {}", config.host, config.region));
     tokio::select! {
         _ = stop.recv() => {}

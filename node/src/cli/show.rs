@@ -130,6 +130,7 @@ fn text(status: &Status) -> String {
         format!("networks   {}", status.networks),
         format!("members    {} on this host", status.members),
         format!("claims     {claims}"),
+        format!("wireguard  {}", status.wireguard),
     ];
     lines.extend(status.engine.as_ref().map(|engine| {
         let process =
