@@ -5,7 +5,7 @@ ROOT  := $(if $(filter 0,$(shell id -u)),,sudo -E)
 ONLY  ?= attach
 PREFIX ?= /usr/local
 
-.PHONY: help demo test check fmt unit e2e clients bench sim fuzz install uninstall deb clean deps
+.PHONY: help demo test check fmt unit e2e e2e-kernel clients bench sim fuzz install uninstall deb clean deps
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,7 @@ test: ## everything: lints, unit tables, simulation, contract suites and end-to-
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory sim HOSTS=8 SEEDS=1..60
 	@$(MAKE) --no-print-directory e2e
+	@$(MAKE) --no-print-directory e2e-kernel
 
 check: ## formatting, lints, house rules, licences
 	$(CARGO) fmt --all -- --check
@@ -35,6 +36,9 @@ unit: ## tables and properties of every crate
 e2e: ## contract suites, and hosts of namespaces with real agents and real packets
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace --test '*' --no-fail-fast -- --test-threads=2
+
+e2e-kernel: ## the same stories on the kernel's WireGuard: here, or emulated [KERNEL=linux-image-6.12-cloud-amd64 ONLY=namespaces]
+	@tests/kernel/run
 
 # Half a gigabyte of compilers and checkers, which `make test` does without: it asks by glibc, musl and dig.
 clients: ## names, asked by Go, Node and Java, and by the zone checkers zonemaster and dnsviz

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -17,14 +18,14 @@ use crate::http::{self, Answer};
 use crate::lab::{REGION, Site, underlay_address, warren};
 use crate::netns::Netns;
 use crate::process;
-use crate::wait::{eventually, seconds, want};
+use crate::wait::{eventually, patience, seconds, want};
 
 /// The agents' gossip port.
 pub const GOSSIP_PORT: u16 = 7946;
 /// Where metrics and health are served, in the host's namespace.
 const HTTP: &str = "127.0.0.1:9479";
-/// Gossip interval of the laboratory's regions, in milliseconds.
-const INTERVAL_MS: u64 = 200;
+/// Gossip interval of the laboratory's regions.
+const INTERVAL: Duration = Duration::from_millis(200);
 
 /// A host of the region.
 pub struct Host {
@@ -156,9 +157,10 @@ impl Host {
         let (dir, region) = (self.dir.display(), self.site.dir.join("region"));
         let text = format!(
             "region = \"{REGION}\"\nhost = \"{name}\"\nstate_dir = \"{dir}/state\"\nrun_dir = \"{dir}/run\"\n\
-             [gossip]\nlisten = \"{address}:{GOSSIP_PORT}\"\nseeds = [{seeds}]\ninterval_ms = {INTERVAL_MS}\n\
+             [gossip]\nlisten = \"{address}:{GOSSIP_PORT}\"\nseeds = [{seeds}]\ninterval_ms = {interval}\n\
              [tls]\nca = \"{region}/ca.pem\"\ncert = \"{region}/{name}.pem\"\nkey = \"{region}/{name}.key\"\n\
              [http]\nlisten = \"{HTTP}\"\n",
+            interval = patience(INTERVAL).as_millis(),
             name = self.name,
             address = self.address(),
             seeds = seeds.collect::<Vec<_>>().join(", "),

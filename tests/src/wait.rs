@@ -14,10 +14,17 @@ pub const fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-/// Polls until `look` finds what it wants, at the longest for `bound`; panics with `what` and what
+/// How much longer things may take than on a machine: on an emulated one by far (`WARREN_TEST_PATIENCE`).
+pub fn patience(bound: Duration) -> Duration {
+    let times = std::env::var("WARREN_TEST_PATIENCE").ok().and_then(|times| times.parse().ok());
+    bound * times.unwrap_or(1)
+}
+
+/// Polls until `look` finds what it wants, at the longest for `bound` ([`patience`]); panics with `what` and what
 /// was seen last.
 #[track_caller]
 pub fn eventually<T>(bound: Duration, what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
+    let bound = patience(bound);
     let deadline = Instant::now() + bound;
     loop {
         match look() {

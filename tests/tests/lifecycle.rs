@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tests::ids::{AP, AP2, PN, PN2, name};
 use tests::lab::link_names;
-use tests::wait::{pause, timed};
+use tests::wait::{patience, pause, timed};
 use tests::{Attached, Container, Host, Lab, eventually, seconds, want};
 
 const PORT: u16 = 8080;
@@ -240,7 +240,7 @@ fn the_first_packet_does_not_wait_five_seconds() {
             client.join(PN, AP2, "web");
             let (answer, took) = timed(|| client.ask_tcp(to.address, PORT));
             assert_eq!(answer.unwrap(), "server");
-            assert!(took < Duration::from_millis(500), "round {round}: {took:?}");
+            assert!(took < patience(Duration::from_millis(500)), "round {round}: {took:?}");
         });
         client.detach(PN).ok();
     }
@@ -259,7 +259,7 @@ fn twenty_attach_at_once() {
             joins.into_iter().map(|join| join.join().unwrap()).collect()
         })
     });
-    assert!(took < seconds(20), "{took:?}");
+    assert!(took < patience(seconds(20)), "{took:?}");
     let distinct = |of: &dyn Fn(&Attached) -> String| members.iter().map(of).collect::<BTreeSet<_>>().len();
     assert_eq!(distinct(&|m| m.address.to_string()), 20);
     assert_eq!(distinct(&|m| format!("{:?}", m.ordinal)), 20);
@@ -299,7 +299,7 @@ fn one_host_alone_and_three_together_attach_soon_after_the_start() {
                 joins.into_iter().map(|join| join.join().unwrap()).collect()
             })
         });
-        assert!(took < BOUND, "{} hosts: {took:?}", names.len());
+        assert!(took < patience(BOUND), "{} hosts: {took:?}", names.len());
         let addresses: BTreeSet<_> = members.iter().map(|m| m.address).collect();
         assert_eq!(addresses.len(), names.len(), "no address is given twice");
         for container in &containers {

@@ -83,25 +83,37 @@ pub struct Host {
     pub space: Space,
     pub run_dir: tempfile::TempDir,
     pub kernel: NetlinkKernel,
+    backend: Backend,
 }
 
 impl Host {
+    /// WireGuard is the kernel's where it has it, as with an agent that was told nothing; `make e2e-kernel` asks for it.
     pub fn new() -> Host {
+        Host::with(std::env::var_os("WARREN_TEST_KERNEL").map_or(Backend::Auto, |_| Backend::Kernel))
+    }
+
+    pub fn with(backend: Backend) -> Host {
         let space = Space::new();
         let run_dir = tempfile::tempdir().unwrap();
-        let kernel = space.enter(|| kernel(run_dir.path()));
-        Host { space, run_dir, kernel }
+        let kernel = space.enter(|| kernel(run_dir.path(), backend));
+        Host { space, run_dir, kernel, backend }
     }
 
     /// Another agent's process starts: the engine gives it everything back.
     pub fn restart(&mut self) {
-        self.kernel = self.space.enter(|| kernel(self.run_dir.path()));
+        self.kernel = self.space.enter(|| kernel(self.run_dir.path(), self.backend));
+    }
+
+    /// Another agent's process starts, with another backend.
+    pub fn restart_with(&mut self, backend: Backend) {
+        self.backend = backend;
+        self.restart();
     }
 
     /// Agent and engine end, and both start again. Other clones of the kernel must be gone: they are the agent.
     pub fn crash(&mut self) {
         let elsewhere = tempfile::tempdir().unwrap();
-        self.kernel = kernel(elsewhere.path());
+        self.kernel = kernel(elsewhere.path(), self.backend);
         engine(self.run_dir.path()).end().unwrap();
         self.restart();
     }
@@ -119,8 +131,8 @@ impl Host {
     }
 }
 
-fn kernel(run_dir: &Path) -> NetlinkKernel {
-    NetlinkKernel::new(run_dir, Backend::Userspace, Arc::new(engine(run_dir))).unwrap()
+fn kernel(run_dir: &Path, backend: Backend) -> NetlinkKernel {
+    NetlinkKernel::new(run_dir, backend, Arc::new(engine(run_dir))).unwrap()
 }
 
 /// The host's engine, on a thread of this process.

@@ -5,3 +5,4 @@
 mod datapath;
 mod kernel;
 mod lab;
+mod wireguard;
