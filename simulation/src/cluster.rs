@@ -44,6 +44,9 @@ pub const GHOST: Duration = Duration::from_secs(20);
 /// How long chitchat remembers a dead host; four minutes elsewhere.
 pub const GRACE: Duration = Duration::from_secs(30);
 
+/// Between two attempts of an agent to join under a name that is in use.
+const JOIN_RETRY: Duration = Duration::from_secs(5);
+
 /// The bounds of every simulated host: forgetting happens within a run.
 pub fn timings() -> Timings {
     Timings {
@@ -205,6 +208,19 @@ impl Cluster {
         let exists = |host: &Host| !matches!(host.life, Life::Scrapped(_));
         let host = self.hosts.get(copy).filter(|host| exists(host) && host.copy)?;
         self.hosts.iter().position(|other| other.id == host.id && exists(other) && !other.copy)
+    }
+
+    /// How long a host that starts now may be kept out of the region: by its many starts, and for as long as
+    /// another machine that had its name is believed to live.
+    pub fn join_delay_max(&self, host: &Host) -> Duration {
+        let lately = |at: Instant| host.starts.last().is_some_and(|start| *start < at + timings().detection);
+        let believed = self
+            .hosts
+            .iter()
+            .filter(|other| other.id == host.id && !std::ptr::eq(*other, host))
+            .any(|other| matches!(other.life, Life::Crashed(at) | Life::Scrapped(at) if lately(at)));
+        let refused = if believed { timings().detection + JOIN_RETRY } else { Duration::ZERO };
+        host.start_delay_max() + refused
     }
 
     /// An end of the network for somebody who is no host of the cluster.

@@ -231,18 +231,19 @@ fn well_known(stage: &Stage, rng: &mut SmallRng) -> Option<usize> {
         let mut promises = cluster.books.promises.values().filter(|promise| promise.host == host);
         promises.all(|promise| promise.since.elapsed() > YOUNG && !promise.leaving)
     };
+    // An old agent knows neither the question nor to ask it.
+    let asks = |host: usize| cluster.hosts[host].runs != Role::Veteran;
     let reached = |host: usize, other: usize| {
         let hears = |observer: usize| {
             let snapshot = cluster.hosts[observer].snapshot();
             snapshot.is_some_and(|s| s.view.hosts.contains_key(&cluster.hosts[host].id))
         };
-        // An old agent does not know the question.
-        let asked = cluster.hosts[other].runs != Role::Veteran;
-        other != host && asked && cluster.weather.is_open(host, other) && hears(other)
+        other != host && asks(other) && cluster.weather.is_open(host, other) && hears(other)
     };
     let others = |host: usize| (0..cluster.hosts.len()).filter(|other| reached(host, *other)).count();
     let calm = cluster.weather.is_fair() && cluster.weather.stirred().elapsed() > YOUNG;
-    choose(stage, rng, |host| calm && cluster.hosts[host].is_up() && old(host) && others(host) > 1)
+    let fits = |host: usize| cluster.hosts[host].is_up() && asks(host) && old(host) && others(host) > 1;
+    choose(stage, rng, |host| calm && fits(host))
 }
 
 fn replaceable(stage: &Stage, rng: &mut SmallRng) -> Option<usize> {

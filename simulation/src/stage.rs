@@ -163,11 +163,11 @@ impl Stage {
         believed.max(repaired) + laws::claims::law_3_bound(&self.cluster) + 4 * INTERVAL
     }
 
-    /// How long after the last fault the hosts that started may take to join: held back after many starts, and
-    /// then for as long as no seed answers.
+    /// How long after the last fault the hosts that started may take to join: held back after many starts, or
+    /// while their name is in use, and then for as long as no seed answers.
     fn joined(&self) -> Duration {
-        let joins = self.cluster.hosts.iter().filter(|host| host.is_up()).map(|host| host.start_delay_max());
-        joins.max().unwrap_or_default() + Duration::from_secs(2)
+        let up = self.cluster.hosts.iter().filter(|host| host.is_up());
+        up.map(|host| self.cluster.join_delay_max(host)).max().unwrap_or_default() + Duration::from_secs(2)
     }
 
     /// What rests is over, what is gone is forgotten.

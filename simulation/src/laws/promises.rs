@@ -13,6 +13,7 @@ use node::store::Entry;
 use tokio::time::Instant;
 
 use super::claims::{calm_since, holders};
+use super::standing::hears_nobody;
 use crate::cluster::{Cluster, Host, Promise, timings};
 
 /// How long an emptied state directory may take to be filled again after the join.
@@ -57,7 +58,7 @@ pub fn are_kept_at_home(cluster: &Cluster) -> anyhow::Result<()> {
     }
     for (number, members) in promised {
         let host = &cluster.hosts[number];
-        if !is_adopting(cluster, host) {
+        if !is_adopting(cluster, number) {
             are_kept_on(host, &members).with_context(|| host.label())?;
         }
     }
@@ -83,13 +84,15 @@ fn are_kept_on(host: &Host, members: &[(&MemberId, &Promise)]) -> anyhow::Result
 }
 
 /// Whether a host may not yet know what it had before its state directory was emptied.
-fn is_adopting(cluster: &Cluster, host: &Host) -> bool {
+fn is_adopting(cluster: &Cluster, number: usize) -> bool {
+    let host = &cluster.hosts[number];
     let Some(wiped) = host.wiped else { return false };
     // Until it has joined it has heard nobody; with a full disk that may be long.
-    host.joined.is_none_or(|joined| {
-        let reached = cluster.weather.last_change().unwrap_or(joined);
-        joined.max(wiped).max(reached).elapsed() < ADOPTED_WITHIN
-    })
+    hears_nobody(cluster, number)
+        || host.joined.is_none_or(|joined| {
+            let reached = cluster.weather.last_change().unwrap_or(joined);
+            joined.max(wiped).max(reached).elapsed() < ADOPTED_WITHIN
+        })
 }
 
 fn journalled<'s>(snapshot: &'s Snapshot, member: &MemberId, promise: &Promise) -> anyhow::Result<&'s Entry> {

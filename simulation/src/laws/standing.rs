@@ -135,7 +135,8 @@ fn is_there(cluster: &Cluster, host: &Host) -> bool {
     cluster.hosts.iter().any(|other| other.id == host.id && other.is_up())
 }
 
-fn hears_nobody(cluster: &Cluster, observer: usize) -> bool {
+/// Whether no agent that runs can be reached from a machine.
+pub fn hears_nobody(cluster: &Cluster, observer: usize) -> bool {
     let heard = |other: usize| {
         other != observer && cluster.hosts[other].is_up() && cluster.weather.is_open(observer, other)
     };
