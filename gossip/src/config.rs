@@ -39,6 +39,10 @@ pub struct Config {
     /// Whether changes are pushed at once. Without it chitchat's rounds alone carry them; the
     /// simulation compares.
     pub eager: bool,
+    /// Whether digests are left uncompressed, in the whole region. chitchat compresses its own for each SYN to
+    /// know how much room its answer has; where messages travel as values that is all it is compressed for.
+    /// For regions of a thousand hosts at most: chitchat panics where a digest outgrows a datagram.
+    pub plain_digests: bool,
     /// Parsed records, shared by all agents of one process: [`Interner::default`] for one agent,
     /// copies of one for many.
     pub parsed: Interner,
@@ -132,6 +136,7 @@ mod tests {
             generation_floor: 0,
             timings: Timings::of(interval),
             eager: true,
+            plain_digests: false,
             parsed: Interner::default(),
             now_ns: Arc::new(|| 0),
         };

@@ -140,6 +140,7 @@ pub fn config(host: &str, address: SocketAddr, seeds: &[SocketAddr]) -> Config {
         generation_floor: 0,
         timings: Timings::of(INTERVAL),
         eager: true,
+        plain_digests: false,
         parsed: Default::default(),
         now_ns: std::sync::Arc::new(gossip::unix_ns),
     }

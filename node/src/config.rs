@@ -55,13 +55,21 @@ pub struct Thresholds {
     pub quarantine: Option<Duration>,
     /// Whether changes are pushed at once; without it gossip's rounds alone carry them.
     pub eager: bool,
+    /// Whether gossip's digests are left uncompressed: see [`gossip::Config::plain_digests`].
+    pub plain_digests: bool,
     /// Parsed records, shared by all agents of one process.
     pub parsed: gossip::Interner,
 }
 
 impl Default for Thresholds {
     fn default() -> Thresholds {
-        Thresholds { timings: None, quarantine: None, eager: true, parsed: gossip::Interner::default() }
+        Thresholds {
+            timings: None,
+            quarantine: None,
+            eager: true,
+            plain_digests: false,
+            parsed: gossip::Interner::default(),
+        }
     }
 }
 

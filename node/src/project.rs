@@ -249,18 +249,30 @@ fn facts(key: &MemberKey, record: &MemberRecord) -> Vec<String> {
         .collect()
 }
 
-/// A SOA serial that is equal wherever the zone is: 32 bits of a hash of what it answers.
+/// A SOA serial that is equal wherever the zone is: 32 bits of the sum of its members' hashes, for its members come
+/// in any order.
 pub fn serial(members: &[ZoneMember]) -> u32 {
-    let mut lines: Vec<String> = members
-        .iter()
-        .map(|m| {
-            let ports: Vec<_> = m.ports.iter().map(|p| (&p.service, p.protocol, p.number)).collect();
-            format!("{}/{}/{:?}/{}/{:?}/{ports:?}", m.app, m.process, m.ordinal, m.address, m.address6)
-        })
-        .collect();
-    lines.sort();
-    let hash: [u8; 8] = Blake2b::<U8>::digest(lines.join("\n")).into();
-    u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]])
+    let sum = members.iter().map(print).fold(0, u64::wrapping_add);
+    (sum >> 32) as u32
+}
+
+/// What of a member its zone's serial follows.
+fn print(member: &ZoneMember) -> u64 {
+    let mut hash = Blake2b::<U8>::new();
+    for label in [&member.app, &member.process] {
+        hash.update((label.len() as u64).to_le_bytes());
+        hash.update(label);
+    }
+    hash.update(member.ordinal.unwrap_or_default().to_le_bytes());
+    hash.update(member.address.octets());
+    hash.update(member.address6.unwrap_or(Ipv6Addr::UNSPECIFIED).octets());
+    for port in &member.ports {
+        hash.update((port.service.len() as u64).to_le_bytes());
+        hash.update(&port.service);
+        hash.update(port.protocol);
+        hash.update(port.number.to_le_bytes());
+    }
+    u64::from_be_bytes(hash.finalize().into())
 }
 
 /// The names a member is found by, longest first.

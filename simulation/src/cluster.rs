@@ -28,8 +28,12 @@ pub use weather::Weather;
 use crate::history::History;
 use host::Running;
 
-/// Gossip rounds, and with them everything that is bounded by their number.
-pub const INTERVAL: Duration = Duration::from_millis(500);
+/// Gossip rounds, and with them everything that is bounded by their number: as agents choose them that were told
+/// nothing.
+fn interval(hosts: u16) -> Duration {
+    Duration::from_millis(if hosts > 500 { 1000 } else { 500 })
+}
+
 /// How long the address of a detached member rests here; a minute and a half would outlast most runs.
 pub const QUARANTINE: Duration = Duration::from_secs(10);
 /// How long a host is dead before it is gone; a quarter of an hour elsewhere.
@@ -48,14 +52,14 @@ pub const GRACE: Duration = Duration::from_secs(30);
 const JOIN_RETRY: Duration = Duration::from_secs(5);
 
 /// The bounds of every simulated host: forgetting happens within a run.
-pub fn timings() -> Timings {
+fn timings(interval: Duration) -> Timings {
     Timings {
         gone: GONE,
         forget: FORGET,
         away_max: AWAY,
         ghost: GHOST,
         grace: GRACE,
-        ..Timings::of(INTERVAL)
+        ..Timings::of(interval)
     }
 }
 
@@ -73,6 +77,10 @@ pub struct Cluster {
     pub lied_to: bool,
     /// When an observer, by its number, last heard another one for so long that it must believe it lives.
     pub heard: BTreeMap<(usize, usize), Instant>,
+    /// Between two gossip rounds of a host.
+    pub interval: Duration,
+    /// The bounds of every host.
+    pub timings: Timings,
     region: Region,
     thresholds: Thresholds,
     epoch_ns: u64,
@@ -82,7 +90,11 @@ impl Cluster {
     /// A region of so many machines, without agents; its wall clocks begin at `epoch_ns` (nanoseconds since
     /// 1970). The first two are everybody's seeds.
     pub fn new(hosts: u16, epoch_ns: u64, history: History) -> anyhow::Result<Cluster> {
+        let interval = interval(hosts);
+        let timings = timings(interval);
         let mut cluster = Cluster {
+            interval,
+            timings,
             history,
             hosts: Vec::new(),
             books: Books::new(),
@@ -90,7 +102,7 @@ impl Cluster {
             lied_to: false,
             heard: BTreeMap::new(),
             region: "simulated".parse()?,
-            thresholds: thresholds(),
+            thresholds: thresholds(timings),
             epoch_ns,
         };
         for number in 0..hosts {
@@ -103,8 +115,18 @@ impl Cluster {
     pub fn add(&mut self, id: HostId) -> anyhow::Result<usize> {
         let number = self.hosts.len();
         let thresholds = self.thresholds.clone();
-        self.hosts.push(Host::new(u16::try_from(number)?, id, &self.region, thresholds, self.epoch_ns));
+        let config = host::config(u16::try_from(number)?, id, &self.region, thresholds, self.interval);
+        self.hosts.push(Host::new(u16::try_from(number)?, config, self.epoch_ns));
         Ok(number)
+    }
+
+    /// Digests are compressed from the start on, as elsewhere: where they are not, the region may not have more than
+    /// a thousand hosts.
+    pub fn compress_digests(&mut self) {
+        self.thresholds.plain_digests = false;
+        for host in &mut self.hosts {
+            host.config.thresholds.plain_digests = false;
+        }
     }
 
     /// Starts a host's agent: the first time, or again with what its store and kernel hold.
@@ -213,13 +235,14 @@ impl Cluster {
     /// How long a host that starts now may be kept out of the region: by its many starts, and for as long as
     /// another machine that had its name is believed to live.
     pub fn join_delay_max(&self, host: &Host) -> Duration {
-        let lately = |at: Instant| host.starts.last().is_some_and(|start| *start < at + timings().detection);
+        let lately =
+            |at: Instant| host.starts.last().is_some_and(|start| *start < at + self.timings.detection);
         let believed = self
             .hosts
             .iter()
             .filter(|other| other.id == host.id && !std::ptr::eq(*other, host))
             .any(|other| matches!(other.life, Life::Crashed(at) | Life::Scrapped(at) if lately(at)));
-        let refused = if believed { timings().detection + JOIN_RETRY } else { Duration::ZERO };
+        let refused = if believed { self.timings.detection + JOIN_RETRY } else { Duration::ZERO };
         host.start_delay_max() + refused
     }
 
@@ -332,8 +355,9 @@ impl Cluster {
 }
 
 /// What every simulated node is told beside its file: one value for all, so that they share what they parse.
-fn thresholds() -> Thresholds {
-    Thresholds { timings: Some(timings()), quarantine: Some(QUARANTINE), ..Thresholds::default() }
+fn thresholds(timings: Timings) -> Thresholds {
+    let quarantine = Some(QUARANTINE);
+    Thresholds { timings: Some(timings), quarantine, plain_digests: true, ..Thresholds::default() }
 }
 
 #[cfg(test)]

@@ -61,9 +61,9 @@ pub struct Options {
     /// Take that sample without frames
     #[arg(long)]
     chitchat_alone: bool,
-    /// Members of each host of a large region
+    /// Members of each host of a large region, gossip alone (region) or whole nodes (large-region)
     #[arg(long, value_name = "M", default_value_t = 5)]
-    members: usize,
+    pub members: usize,
     /// Write the samples of a convergence scenario to FILE, in the columns of peers/*.csv
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,

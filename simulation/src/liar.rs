@@ -21,7 +21,7 @@ use gossip::record::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use rand::RngExt as _;
 use tokio::task::JoinSet;
 
-use crate::cluster::{GRACE, INTERVAL};
+use crate::cluster::GRACE;
 
 /// Between two frames of noise.
 const BETWEEN: Duration = Duration::from_millis(50);
@@ -41,6 +41,9 @@ impl Drop for Liar {
         self.chitchat.abort();
     }
 }
+
+/// Between two of its own rounds.
+const INTERVAL: Duration = Duration::from_millis(500);
 
 impl Liar {
     /// Joins the region as `name`.

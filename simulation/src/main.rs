@@ -35,8 +35,9 @@ use rand::rngs::SmallRng;
 use chronicle::Chronicle;
 use cluster::Cluster;
 use history::History;
+use operation::Operation;
 use report::Page;
-use scenario::Scenario;
+use scenario::{Scenario, Size};
 use stage::Stage;
 
 /// Simulated hosts allocate a lot, and libc's allocator took a fifth of the time.
@@ -102,8 +103,9 @@ impl Arguments {
     fn again(&self) -> Vec<String> {
         let hosts = self.hosts.map(|hosts| ["--hosts".to_owned(), hosts.to_string()]);
         let scenario = self.script().map(|scenario| ["--scenario".to_owned(), scenario.name.to_owned()]);
+        let members = self.script().map(|_| ["--members".to_owned(), self.convergence.members.to_string()]);
         let lasting = ["--virtual-seconds".to_owned(), self.virtual_seconds.to_string()];
-        hosts.into_iter().chain(scenario).chain([lasting]).flatten().collect()
+        hosts.into_iter().chain(scenario).chain(members).chain([lasting]).flatten().collect()
     }
 }
 
@@ -157,10 +159,16 @@ async fn tell(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let epoch_ns = (1_700_000_000 + seed % 100_000_000) * 1_000_000_000;
     let report = arguments.convergence.report.as_deref();
     let kept = if report.is_some() { arguments.events.max(REPORTED_EVENTS) } else { arguments.events };
-    let mut stage = Stage::new(Cluster::new(hosts, epoch_ns, History::begin(kept))?);
+    let size = Size { hosts: hosts.into(), members: arguments.convergence.members };
+    let script = arguments.script().map(|scenario| (scenario.script)(size));
+    let mut cluster = Cluster::new(hosts, epoch_ns, History::begin(kept))?;
+    if script.iter().flatten().any(Operation::crowds) {
+        cluster.compress_digests();
+    }
+    let mut stage = Stage::new(cluster);
     stage.chronicle = report.map(|_| Chronicle::begin());
-    let told = match arguments.script() {
-        Some(scenario) => stage.play((scenario.script)(usize::from(hosts))).await,
+    let told = match script {
+        Some(script) => stage.play(script).await,
         None => random::play(&mut stage, &mut rng, Duration::from_secs(arguments.virtual_seconds)).await,
     };
     stage.cluster.note_traffic();

@@ -6,7 +6,7 @@ use rand::RngExt as _;
 use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom as _, SliceRandom as _};
 
-use crate::cluster::{GONE, Life, Role, SEEDS, timings};
+use crate::cluster::{GONE, Life, Role, SEEDS};
 use crate::operation::{Disk, Lie, Operation, Place, Sabotage, Sky};
 use crate::stage::Stage;
 
@@ -62,7 +62,9 @@ pub async fn play(stage: &mut Stage, rng: &mut SmallRng, lasting: Duration) -> a
 /// A host is down for so long that it is gone, and others attach what it has.
 async fn bury(stage: &mut Stage, rng: &mut SmallRng) -> anyhow::Result<()> {
     let Some(host) = with_member(stage, rng) else { return Ok(()) };
-    stage.play([Operation::Crash(host), Operation::Wait(timings().detection + GONE + YOUNG)]).await?;
+    stage
+        .play([Operation::Crash(host), Operation::Wait(stage.cluster.timings.detection + GONE + YOUNG)])
+        .await?;
     for _ in 0..4 {
         let (Some(other), Some(place)) = (up(stage, rng), stage.place_of(host)) else { continue };
         stage.play([Operation::Attach(other, place), Operation::Wait(Duration::from_secs(1))]).await?;
@@ -80,7 +82,7 @@ async fn rush(stage: &mut Stage, rng: &mut SmallRng) -> anyhow::Result<()> {
         Some((up(stage, rng)?, place, Duration::from_millis(rng.random_range(RUSH))))
     };
     let attaches = (0..RUSHING).filter_map(|_| attach(rng)).collect();
-    let calm = Operation::Wait(2 * timings().hold + YOUNG);
+    let calm = Operation::Wait(2 * stage.cluster.timings.hold + YOUNG);
     stage.play([calm, Operation::AttachEach(attaches), Operation::Start(new), Operation::Settle]).await
 }
 
@@ -90,7 +92,7 @@ async fn contest(stage: &mut Stage, rng: &mut SmallRng) -> anyhow::Result<()> {
     hosts.shuffle(rng);
     let (here, there) = hosts.split_at(hosts.len() / 2);
     let split = Operation::Split(vec![here.to_vec(), there.to_vec()]);
-    stage.play([split, Operation::Wait(timings().detection)]).await?;
+    stage.play([split, Operation::Wait(stage.cluster.timings.detection)]).await?;
     let (network, number) = (rng.random_range(0..NETWORKS), rng.random_range(1..=6));
     for (app, half) in [here, there].into_iter().enumerate() {
         let place = Place { network, app, worker: false };
@@ -104,7 +106,7 @@ async fn contest(stage: &mut Stage, rng: &mut SmallRng) -> anyhow::Result<()> {
             stage.perform(&Operation::AttachNumbered(host, Place { app: 0, ..place }, number)).await?;
         }
     }
-    let given = Operation::Wait(timings().hold + Duration::from_secs(1));
+    let given = Operation::Wait(stage.cluster.timings.hold + Duration::from_secs(1));
     stage.play([given, Operation::Mend, Operation::Settle]).await
 }
 

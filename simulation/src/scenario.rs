@@ -12,8 +12,17 @@ pub struct Scenario {
     pub about: &'static str,
     /// How many hosts it is told with, when not said.
     pub hosts: u16,
-    /// Its script, for so many hosts.
-    pub script: fn(usize) -> Vec<Operation>,
+    /// Its script, for a region of that size.
+    pub script: fn(Size) -> Vec<Operation>,
+}
+
+/// How large a scenario's region is.
+#[derive(Debug, Clone, Copy)]
+pub struct Size {
+    /// Its hosts.
+    pub hosts: usize,
+    /// Members of each; most scripts have their own number.
+    pub members: usize,
 }
 
 macro_rules! scenarios {
@@ -26,8 +35,7 @@ macro_rules! scenarios {
 pub const SCENARIOS: &[Scenario] = scenarios![
     "life", 5, life, "hosts start, containers come and go, a host crashes and comes back";
     "cold-start", 50, cold_start, "all hosts start at once, and attach at once";
-    "large-region", 1000, large_region, "hosts with 5 members each, from their start on: a minute of it";
-    "crowded-region", 1000, crowded_region, "as large-region, with 20 members each";
+    "large-region", 1000, large_region, "the first minute of a region; --members says how many each host has";
     "region-split", 6, region_split, "two halves for half a minute, both attach, both give one address";
     "rolling-restart", 6, rolling_restart, "every agent stops and starts, then every agent is killed: no name is missed";
     "mass-redeploy", 5, mass_redeploy, "50 containers at once on several hosts, and all of them anew";

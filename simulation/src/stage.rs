@@ -10,7 +10,7 @@ use gossip::id::{AppId, NetworkId};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::chronicle::Chronicle;
-use crate::cluster::{Cluster, INTERVAL, QUARANTINE, timings};
+use crate::cluster::{Cluster, QUARANTINE};
 use crate::laws;
 use crate::liar::Liar;
 use crate::operation::Operation;
@@ -159,8 +159,8 @@ impl Stage {
     /// missed, and to repair what was broken.
     fn bound(&self) -> Duration {
         let repaired = self.repairing.map_or(Duration::ZERO, |until| until - self.healed.min(until));
-        let believed = self.joined() + timings().detection;
-        believed.max(repaired) + laws::claims::law_3_bound(&self.cluster) + 4 * INTERVAL
+        let believed = self.joined() + self.cluster.timings.detection;
+        believed.max(repaired) + laws::claims::law_3_bound(&self.cluster) + 4 * self.cluster.interval
     }
 
     /// How long after the last fault the hosts that started may take to join: held back after many starts, or

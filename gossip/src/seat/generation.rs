@@ -106,6 +106,7 @@ pub(super) async fn start(
         initial_interval: Duration::from_secs(1).min(2 * config.interval),
         dead_node_grace_period: config.timings.grace,
     };
+    let protocol_version = if config.plain_digests { ProtocolVersion::V0 } else { ProtocolVersion::V1 };
     let config = ChitchatConfig {
         chitchat_id,
         cluster_id: config.region.to_string(),
@@ -118,7 +119,7 @@ pub(super) async fn start(
         catchup_callback: None,
         // Nobody watches chitchat's live nodes, and each change of them would copy all states.
         extra_liveness_predicate: Some(Box::new(|_| false)),
-        protocol_version: ProtocolVersion::V1,
+        protocol_version,
     };
     let transport = WireTransport { wire: wire.clone(), gate: gate.clone() };
     chitchat::spawn_chitchat(config, own.initial(), &transport).await

@@ -31,6 +31,7 @@ async fn seat(network: &MemoryNetwork, name: &str, number: u8, seeds: &[u8]) -> 
         generation_floor: 0,
         timings: Timings::of(INTERVAL),
         eager: true,
+        plain_digests: false,
         parsed: Default::default(),
         now_ns: Arc::new(|| 1000),
     };

@@ -167,6 +167,7 @@ fn gossiping(
         generation_floor,
         timings: config.thresholds.timings.unwrap_or_else(|| gossip::Timings::of(interval)),
         eager: config.thresholds.eager,
+        plain_digests: config.thresholds.plain_digests,
         parsed: config.thresholds.parsed.clone(),
         now_ns: clock,
     }

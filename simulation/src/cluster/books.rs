@@ -117,6 +117,8 @@ pub struct Shared {
     pub(super) joined: BTreeMap<String, Instant>,
     /// Every address that was contested in a view, or left by a member.
     pub(crate) conflicts: BTreeMap<(NetworkId, Ipv4Addr), Conflict>,
+    /// Prints of the views whose zones were looked at and follow them.
+    pub(super) followed: BTreeSet<u64>,
     /// The first law that a view broke by itself.
     pub(super) broken: Option<anyhow::Error>,
 }

@@ -43,7 +43,7 @@ pub(super) async fn follow(
         served.read(&snapshot.zones);
         let seen = fingerprint(&snapshot.view, &served);
         if seen != last {
-            look(&label, &snapshot, &served, &shared);
+            look(&label, &snapshot, &served, seen, &shared);
             note_conflicts(&snapshot.view, &shared);
             note_moves(&snapshot, &mut own, &shared);
             history.note(format_args!("{label} sees {}", describe(&snapshot, seen)));
@@ -62,12 +62,35 @@ pub(super) async fn follow(
 
 /// In any single view at any instant an address has one name set: looked at whenever a view changes, as long as
 /// that is not the whole work of a run.
-fn look(label: &str, snapshot: &Snapshot, served: &Served, shared: &Mutex<Shared>) {
-    if snapshot.view.hosts.len() <= SMALL
-        && let Err(broken) = names::follow_view(snapshot, served)
+///
+/// Most agents see what another one has seen already: that is looked at once.
+fn look(label: &str, snapshot: &Snapshot, served: &Served, seen: u64, shared: &Mutex<Shared>) {
+    if snapshot.view.hosts.len() > SMALL
+        || lock(shared).followed.contains(&with_members(&snapshot.view, seen))
     {
-        lock(shared).broken.get_or_insert_with(|| broken.context(label.to_owned()));
+        return;
     }
+    match names::follow_view(snapshot, served) {
+        Ok(()) => _ = lock(shared).followed.insert(with_members(&snapshot.view, seen)),
+        Err(broken) => _ = lock(shared).broken.get_or_insert_with(|| broken.context(label.to_owned())),
+    }
+}
+
+/// A print of a view and its zones with all that the names of its members follow from.
+fn with_members(view: &View, seen: u64) -> u64 {
+    let mut print = Fingerprint(seen);
+    for (host, _, network, member, record) in view.members() {
+        print.add(host.as_str().as_bytes());
+        print.add(network.as_bytes());
+        print.add(member.as_str().as_bytes());
+        print.add(record.app.as_bytes());
+        print.add(record.process.as_str().as_bytes());
+        print.add(&record.address.octets());
+        print.add_number(record.state as u64);
+        print.add_number(record.ordinal.map_or(0, u64::from));
+        print.add_number(record.counter);
+    }
+    print.0
 }
 
 /// Which addresses several live members have.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use gossip::config::WallClock;
 use gossip::id::{AppId, HostId, NetworkId, ProcessType, Region};
 use gossip::memory::MemoryWire;
-use gossip::{Counters, Timings, Wire};
+use gossip::{Counters, Wire};
 use netplumb::MemoryKernel;
 use netplumb::error::Error;
 use netplumb::state::{Guard, Vtep};
@@ -22,7 +22,7 @@ use node::store::MemoryStore;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
-use super::{FORGET, GONE, INTERVAL};
+use super::{FORGET, GONE};
 use crate::veteran::Veteran;
 
 /// MTU of every underlay, in bytes.
@@ -193,31 +193,10 @@ impl Host {
         counters.map_or(0, |counters| kinds.map(|kind| of_kind(&counters, kind)).iter().sum())
     }
 
-    pub(super) fn new(
-        number: u16,
-        id: HostId,
-        region: &Region,
-        thresholds: Thresholds,
-        epoch_ns: u64,
-    ) -> Host {
-        let address = address_of(number);
-        let seeds = (0..SEEDS).map(|seed| address_of(seed).to_string()).collect();
-        let config = Config {
-            region: region.clone(),
-            host: id.clone(),
-            state_dir: "/nowhere".into(),
-            run_dir: "/nowhere".into(),
-            gossip: Gossip { listen: address, advertise: address, seeds, interval: Some(INTERVAL) },
-            tls: Tls { ca: "/nowhere".into(), cert: "/nowhere".into(), key: "/nowhere".into() },
-            underlay: Underlay { address: address.ip(), vxlan_port: 4789 },
-            dns: Dns { forward: false, ..Dns::default() },
-            http: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            backend: netplumb::Backend::Auto,
-            unguarded: false,
-            thresholds,
-        };
+    pub(super) fn new(number: u16, config: Config, epoch_ns: u64) -> Host {
+        let address = config.gossip.advertise;
         Host {
-            id,
+            id: config.host.clone(),
             address,
             kernel: MemoryKernel::new(address.ip(), UNDERLAY_MTU),
             store: MemoryStore::default(),
@@ -262,7 +241,8 @@ impl Host {
 
     /// Whether it is down for so long that nobody has to remember it.
     pub fn is_forgotten(&self) -> bool {
-        let bound = Timings::of(INTERVAL).detection + GONE + FORGET;
+        let detection = self.config.thresholds.timings.map_or(Duration::ZERO, |timings| timings.detection);
+        let bound = detection + GONE + FORGET;
         matches!(self.life, Life::Crashed(at) | Life::Scrapped(at) if at.elapsed() > bound)
     }
 
@@ -384,6 +364,32 @@ impl Host {
             wait_ms: None,
         };
         (Call { network, container, request }, path)
+    }
+}
+
+/// What the agent of machine `number` is told.
+pub(super) fn config(
+    number: u16,
+    id: HostId,
+    region: &Region,
+    thresholds: Thresholds,
+    interval: Duration,
+) -> Config {
+    let address = address_of(number);
+    let seeds = (0..SEEDS).map(|seed| address_of(seed).to_string()).collect();
+    Config {
+        region: region.clone(),
+        host: id,
+        state_dir: "/nowhere".into(),
+        run_dir: "/nowhere".into(),
+        gossip: Gossip { listen: address, advertise: address, seeds, interval: Some(interval) },
+        tls: Tls { ca: "/nowhere".into(), cert: "/nowhere".into(), key: "/nowhere".into() },
+        underlay: Underlay { address: address.ip(), vxlan_port: 4789 },
+        dns: Dns { forward: false, ..Dns::default() },
+        http: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        backend: netplumb::Backend::Auto,
+        unguarded: false,
+        thresholds,
     }
 }
 

@@ -106,6 +106,7 @@ impl Seats {
             generation_floor: 0,
             timings: Timings::of(self.setting.interval),
             eager: self.setting.eager,
+            plain_digests: false,
             parsed: self.parsed.clone(),
             now_ns: self.clock.clone(),
         };

@@ -7,7 +7,7 @@ use node::attach::RefusalKind;
 use tokio::time::Instant;
 
 use super::claims::was_calm;
-use crate::cluster::{Answered, Cluster, timings};
+use crate::cluster::{Answered, Cluster};
 
 /// Five judges that do not answer; beside that T_hold, for those that judge only later.
 const UNHEARD: Duration = Duration::from_millis(1_500);
@@ -47,7 +47,7 @@ fn bound(cluster: &Cluster, call: &Answered) -> Duration {
     let joined = cluster.books.joined(&host.label()).filter(|joined| *joined <= call.began + WHOLE_CALL);
     match joined {
         Some(joined) if !host.is_meddled(call.began) => {
-            joined.max(call.began) - call.began + UNHEARD + timings().hold + MADE + written
+            joined.max(call.began) - call.began + UNHEARD + cluster.timings.hold + MADE + written
         }
         _ => WHOLE_CALL + MADE + written,
     }

@@ -12,7 +12,7 @@ use gossip::standing::Standing;
 use gossip::view::Host;
 use tokio::time::Instant;
 
-use crate::cluster::{Cluster, Promise, timings};
+use crate::cluster::{Cluster, Promise};
 
 /// A member as a view has it.
 #[derive(Clone, Copy)]
@@ -92,7 +92,7 @@ pub fn calm_since(cluster: &Cluster) -> Option<Instant> {
 
 /// Whether nothing of the kind has happened since 2 T_hold before then.
 pub fn was_calm(cluster: &Cluster, at: Instant) -> bool {
-    calm_since(cluster).is_some_and(|since| since + 2 * timings().hold <= at)
+    calm_since(cluster).is_some_and(|since| since + 2 * cluster.timings.hold <= at)
 }
 
 /// What was just acknowledged was nobody's when it was asked for, provided that all was calm (law 2), and was not
@@ -282,6 +282,5 @@ pub fn law_3_bound(cluster: &Cluster) -> Duration {
     const RECORD_BYTES: u64 = 400;
     const BYTES_PER_SECOND: u64 = 400_000;
     let records = cluster.live().map(|(_, _, s)| s.view.members().count()).max().unwrap_or(0) as u64;
-    10 * crate::cluster::INTERVAL
-        + Duration::from_secs_f64((records * RECORD_BYTES) as f64 / BYTES_PER_SECOND as f64)
+    10 * cluster.interval + Duration::from_secs_f64((records * RECORD_BYTES) as f64 / BYTES_PER_SECOND as f64)
 }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::claims::{calm_since, holders};
 use super::standing::hears_nobody;
-use crate::cluster::{Cluster, Host, Promise, timings};
+use crate::cluster::{Cluster, Host, Promise};
 
 /// How long an emptied state directory may take to be filled again after the join.
 const ADOPTED_WITHIN: Duration = Duration::from_secs(10);
@@ -29,7 +29,7 @@ pub fn addresses_change_only_in_conflicts(cluster: &mut Cluster) -> anyhow::Resu
             moved.push((member.clone(), entry.address, entry.ordinal));
         }
     }
-    let calm = calm_since(cluster).is_some_and(|since| since.elapsed() >= 2 * timings().hold + SETTLES);
+    let calm = calm_since(cluster).is_some_and(|since| since.elapsed() >= 2 * cluster.timings.hold + SETTLES);
     let veterans = cluster.veterans();
     for (member, address, ordinal) in moved {
         let Some(promise) = cluster.books.promises.get_mut(&member) else { continue };

@@ -7,12 +7,12 @@ use anyhow::ensure;
 use gossip::id::HostId;
 use tokio::time::Instant;
 
-use crate::cluster::{AWAY, Cluster, Host, INTERVAL, Life, SEEDS, timings};
+use crate::cluster::{AWAY, Cluster, Host, Life, SEEDS};
 
 /// How long after its join, or after a link was mended, a host may still be unheard: it is found by chance, and
 /// is live for five intervals before it is believed again.
-fn heard_within() -> Duration {
-    timings().detection + timings().hold + 4 * INTERVAL
+fn heard_within(cluster: &Cluster) -> Duration {
+    cluster.timings.detection + cluster.timings.hold + 4 * cluster.interval
 }
 
 /// Notes who has joined, and who has had the time to meet everybody since.
@@ -28,6 +28,7 @@ pub fn introduce(cluster: &mut Cluster) {
     let seeds =
         cluster.hosts.iter().take(SEEDS.into()).filter(|seed| is_in(seed)).filter_map(|seed| seed.joined);
     let seeded = seeds.min();
+    let heard_within = heard_within(cluster);
     for host in &mut cluster.hosts {
         host.twin = machines.get(&host.id).is_some_and(|machines| *machines > 1);
         host.joined = is_in(host).then(|| host.joined.unwrap_or_else(Instant::now));
@@ -35,7 +36,7 @@ pub fn introduce(cluster: &mut Cluster) {
         let remembers = host.starts.len() > 1 && host.wiped.is_none();
         let met = if remembers { host.joined } else { seeded };
         let (Some(joined), Some(open), Some(seeded)) = (host.joined, open, met) else { continue };
-        host.introduced |= joined.max(open).max(seeded) + heard_within() <= Instant::now();
+        host.introduced |= joined.max(open).max(seeded) + heard_within <= Instant::now();
     }
 }
 
@@ -50,7 +51,7 @@ pub fn hear(cluster: &mut Cluster) {
 /// A host whose agent runs, and hears and is heard by another one, answers to that one at all times, whatever
 /// becomes of the others.
 pub fn living_hosts_answer(cluster: &Cluster) -> anyhow::Result<()> {
-    if cluster.weather.is_lossy_within(heard_within()) {
+    if cluster.weather.is_lossy_within(heard_within(cluster)) {
         return Ok(());
     }
     for (observer, host, snapshot) in cluster.live() {
@@ -86,7 +87,7 @@ fn is_heard(cluster: &Cluster, observer: usize, other: usize) -> bool {
     else {
         return false;
     };
-    met && open.max(Some(here)).max(Some(there)).is_some_and(|at| at.elapsed() >= heard_within())
+    met && open.max(Some(here)).max(Some(there)).is_some_and(|at| at.elapsed() >= heard_within(cluster))
 }
 
 /// A host that ended without a word is out of answers after the detection bound, but for an agent that hears
@@ -102,8 +103,8 @@ pub fn dead_hosts_do_not(cluster: &Cluster) -> anyhow::Result<()> {
             let rough = cluster.weather.is_rough() || !cluster.weather.is_open(observer, number);
             // Its last heartbeat goes round by others: so long in a region of 40, longer where a bridge has to
             // carry it from island to island.
-            let round = if cluster.weather.is_fair() { 4 } else { 10 } * INTERVAL;
-            let bound = if rough { 2 } else { 1 } * timings().detection + round;
+            let round = if cluster.weather.is_fair() { 4 } else { 10 } * cluster.interval;
+            let bound = if rough { 2 } else { 1 } * cluster.timings.detection + round;
             let late = Some(dead_since).max(since).is_some_and(|at| at + bound < Instant::now());
             if !late || hears_nobody(cluster, observer) {
                 continue;

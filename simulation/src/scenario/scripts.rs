@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use super::Size;
 use crate::cluster::{AWAY, FORGET, GONE, GRACE, QUARANTINE};
 use crate::operation::Operation::{self, *};
 use crate::operation::{Lie, Place, Sabotage};
@@ -40,7 +41,7 @@ fn halves(hosts: usize) -> Operation {
     Split(vec![(0..hosts / 2).collect(), (hosts / 2..hosts).collect()])
 }
 
-pub(super) fn life(hosts: usize) -> Vec<Operation> {
+pub(super) fn life(Size { hosts, .. }: Size) -> Vec<Operation> {
     let last = hosts - 1;
     [
         region(hosts),
@@ -52,28 +53,20 @@ pub(super) fn life(hosts: usize) -> Vec<Operation> {
     .concat()
 }
 
-pub(super) fn cold_start(hosts: usize) -> Vec<Operation> {
+pub(super) fn cold_start(Size { hosts, .. }: Size) -> Vec<Operation> {
     let starts = (0..hosts).map(Start).collect();
     [starts, attach(0..hosts, WEB), vec![Settle, Members(0, hosts), Rest]].concat()
 }
 
-pub(super) fn large_region(hosts: usize) -> Vec<Operation> {
-    minute_of(hosts, 5)
-}
-
-pub(super) fn crowded_region(hosts: usize) -> Vec<Operation> {
-    minute_of(hosts, 20)
-}
-
-/// The first minute of a region whose networks have a hundred members, no two of one host.
-fn minute_of(hosts: usize, members: usize) -> Vec<Operation> {
+/// Its networks have a hundred members, no two of one host.
+pub(super) fn large_region(Size { hosts, members }: Size) -> Vec<Operation> {
     let networks = (hosts * members).div_ceil(100).max(members);
     let starts = (0..hosts).map(Start).collect();
     let attaches = (0..members).flat_map(|member| [AttachEverywhere(networks, member), seconds(1)]).collect();
-    [starts, attaches, vec![seconds(60 - members as u64), Settle]].concat()
+    [starts, attaches, vec![seconds(60_u64.saturating_sub(members as u64)), Settle]].concat()
 }
 
-pub(super) fn region_split(hosts: usize) -> Vec<Operation> {
+pub(super) fn region_split(Size { hosts, .. }: Size) -> Vec<Operation> {
     let far = hosts - 1;
     [
         region(hosts),
@@ -87,7 +80,7 @@ pub(super) fn region_split(hosts: usize) -> Vec<Operation> {
     .concat()
 }
 
-pub(super) fn rolling_restart(hosts: usize) -> Vec<Operation> {
+pub(super) fn rolling_restart(Size { hosts, .. }: Size) -> Vec<Operation> {
     let gracefully =
         (0..hosts).flat_map(|host| [Stop(host), seconds(AWAY.as_secs() / 3), Start(host), seconds(6)]);
     let killed = (0..hosts).flat_map(|host| [Restart(host), seconds(6)]);
@@ -95,7 +88,7 @@ pub(super) fn rolling_restart(hosts: usize) -> Vec<Operation> {
     [region(hosts), both].concat()
 }
 
-pub(super) fn mass_redeploy(hosts: usize) -> Vec<Operation> {
+pub(super) fn mass_redeploy(Size { hosts, .. }: Size) -> Vec<Operation> {
     let many = (0..hosts - 1).map(|host| AttachMany(host, WEB, 50)).collect();
     [
         region(hosts),
@@ -105,7 +98,7 @@ pub(super) fn mass_redeploy(hosts: usize) -> Vec<Operation> {
     .concat()
 }
 
-pub(super) fn big_redeploy(hosts: usize) -> Vec<Operation> {
+pub(super) fn big_redeploy(Size { hosts, .. }: Size) -> Vec<Operation> {
     let many = (0..hosts).map(|host| AttachMany(host, WEB, 600 / hosts)).collect();
     [
         start(0..hosts),
@@ -119,7 +112,7 @@ pub(super) fn big_redeploy(hosts: usize) -> Vec<Operation> {
     .concat()
 }
 
-pub(super) fn full_network(hosts: usize) -> Vec<Operation> {
+pub(super) fn full_network(Size { hosts, .. }: Size) -> Vec<Operation> {
     let most = ADDRESSES / hosts;
     let many = (0..hosts).map(|host| AttachMany(host, WEB, most)).collect();
     [
@@ -134,14 +127,14 @@ pub(super) fn full_network(hosts: usize) -> Vec<Operation> {
     .concat()
 }
 
-pub(super) fn flapping_host(hosts: usize) -> Vec<Operation> {
+pub(super) fn flapping_host(Size { hosts, .. }: Size) -> Vec<Operation> {
     let flaps =
         (0..8).flat_map(|n| [Crash(1), seconds(1 + n % 4 * 3), Start(1), seconds(2 + n), Attach(0, WEB)]);
     let flaps = flaps.collect();
     [region(hosts), flaps, vec![Settle, Rest, NobodyMoved]].concat()
 }
 
-pub(super) fn seeds_gone(hosts: usize) -> Vec<Operation> {
+pub(super) fn seeds_gone(Size { hosts, .. }: Size) -> Vec<Operation> {
     [
         region(hosts),
         vec![Scrap(0), Scrap(1), seconds(10), Crash(2), seconds(10), Start(2), Attach(3, WEB), Settle],
@@ -151,7 +144,7 @@ pub(super) fn seeds_gone(hosts: usize) -> Vec<Operation> {
     .concat()
 }
 
-pub(super) fn new_machine(hosts: usize) -> Vec<Operation> {
+pub(super) fn new_machine(Size { hosts, .. }: Size) -> Vec<Operation> {
     let next = hosts;
     [
         region(hosts),
@@ -161,7 +154,7 @@ pub(super) fn new_machine(hosts: usize) -> Vec<Operation> {
     .concat()
 }
 
-pub(super) fn kernel_sabotage(hosts: usize) -> Vec<Operation> {
+pub(super) fn kernel_sabotage(Size { hosts, .. }: Size) -> Vec<Operation> {
     let sabotages = Sabotage::ALL.into_iter().enumerate();
     let sabotages =
         sabotages.flat_map(|(n, what)| [Operation::Sabotage(n % hosts, what), seconds(3)]).collect();
@@ -171,7 +164,7 @@ pub(super) fn kernel_sabotage(hosts: usize) -> Vec<Operation> {
     [region(hosts), sabotages, vec![Settle], refusals, churn, over, vec![Settle, Rest, NobodyMoved]].concat()
 }
 
-pub(super) fn scale_out(hosts: usize) -> Vec<Operation> {
+pub(super) fn scale_out(Size { hosts, .. }: Size) -> Vec<Operation> {
     let last = hosts - 1;
     let many = (0..last).map(|host| AttachMany(host, WEB, 40)).collect();
     [
@@ -184,7 +177,7 @@ pub(super) fn scale_out(hosts: usize) -> Vec<Operation> {
     .concat()
 }
 
-pub(super) fn long_cut(hosts: usize) -> Vec<Operation> {
+pub(super) fn long_cut(Size { hosts, .. }: Size) -> Vec<Operation> {
     let (near, far) = ((2..hosts / 2 + 1).collect::<Vec<_>>(), (hosts / 2 + 1..hosts).collect::<Vec<_>>());
     let (here, there) = (near[0], far[0]);
     [
@@ -202,7 +195,7 @@ pub(super) fn long_cut(hosts: usize) -> Vec<Operation> {
     .concat()
 }
 
-pub(super) fn old_counters(hosts: usize) -> Vec<Operation> {
+pub(super) fn old_counters(Size { hosts, .. }: Size) -> Vec<Operation> {
     let last = hosts - 1;
     [
         start(0..hosts),
@@ -216,7 +209,7 @@ pub(super) fn old_counters(hosts: usize) -> Vec<Operation> {
     .concat()
 }
 
-pub(super) fn suspended(hosts: usize) -> Vec<Operation> {
+pub(super) fn suspended(Size { hosts, .. }: Size) -> Vec<Operation> {
     [
         region(hosts),
         vec![Suspend(1), seconds(60), Attach(0, WEB), Detach(2, 0), seconds(240), JumpClock(1, -300)],
@@ -225,7 +218,7 @@ pub(super) fn suspended(hosts: usize) -> Vec<Operation> {
     .concat()
 }
 
-pub(super) fn cloned(hosts: usize) -> Vec<Operation> {
+pub(super) fn cloned(Size { hosts, .. }: Size) -> Vec<Operation> {
     [
         region(hosts),
         vec![Clone(1), seconds(10), Attach(0, WEB), Detach(2, 0), seconds(20), Attach(1, WEB), seconds(20)],
@@ -234,13 +227,13 @@ pub(super) fn cloned(hosts: usize) -> Vec<Operation> {
     .concat()
 }
 
-pub(super) fn crash_loop(hosts: usize) -> Vec<Operation> {
+pub(super) fn crash_loop(Size { hosts, .. }: Size) -> Vec<Operation> {
     let looping = (0..40).flat_map(|_| (0..4).map(Restart).chain([seconds(1)])).collect();
     [region(hosts), looping, vec![Attach(hosts - 1, WEB), Settle, seconds(60), Settle, Rest, NobodyMoved]]
         .concat()
 }
 
-pub(super) fn forged(hosts: usize) -> Vec<Operation> {
+pub(super) fn forged(Size { hosts, .. }: Size) -> Vec<Operation> {
     [
         region(hosts),
         vec![Lie(Lie::Forge), seconds(2), Attach(0, WEB), seconds(10), Silence, Settle, Rest, NobodyMoved],
@@ -248,7 +241,7 @@ pub(super) fn forged(hosts: usize) -> Vec<Operation> {
     .concat()
 }
 
-pub(super) fn nonsense(hosts: usize) -> Vec<Operation> {
+pub(super) fn nonsense(Size { hosts, .. }: Size) -> Vec<Operation> {
     [
         region(hosts),
         vec![Lie(Lie::Nonsense), seconds(5), Settle],
@@ -258,7 +251,7 @@ pub(super) fn nonsense(hosts: usize) -> Vec<Operation> {
     .concat()
 }
 
-pub(super) fn turned(hosts: usize) -> Vec<Operation> {
+pub(super) fn turned(Size { hosts, .. }: Size) -> Vec<Operation> {
     let churn = (0..10).flat_map(|n| [Attach(n % hosts, WEB), seconds(1)]).collect();
     [region(hosts), vec![Lie(Lie::Turn)], churn, vec![Silence, Wait(GRACE), Settle, Rest]].concat()
 }
@@ -266,7 +259,7 @@ pub(super) fn turned(hosts: usize) -> Vec<Operation> {
 /// So many hosts that their digest is longer than new ones are let into.
 const CROWD: u64 = 1_450;
 
-pub(super) fn near_the_wall(hosts: usize) -> Vec<Operation> {
+pub(super) fn near_the_wall(Size { hosts, .. }: Size) -> Vec<Operation> {
     let last = hosts - 1;
     [
         start(0..last),

@@ -28,6 +28,13 @@ impl Operation {
     }
 }
 
+impl Operation {
+    /// Whether it makes a digest so long that it has to be compressed.
+    pub fn crowds(&self) -> bool {
+        matches!(self, Operation::Lie(Lie::Crowd(_)))
+    }
+}
+
 impl Stage {
     pub(super) async fn act(&mut self, operation: &Operation) -> anyhow::Result<()> {
         let cluster = &mut self.cluster;
