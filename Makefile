@@ -20,7 +20,7 @@ test: ## everything: lints, unit tables, simulation, contract suites and end-to-
 	@.ci/deps test
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory unit
-	@$(MAKE) --no-print-directory sim HOSTS=8 SEEDS=1..60
+	@$(MAKE) --no-print-directory sim HOSTS=8 SEEDS=1..200
 	@$(MAKE) --no-print-directory e2e
 	@$(MAKE) --no-print-directory e2e-kernel
 

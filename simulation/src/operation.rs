@@ -45,7 +45,8 @@ pub enum Operation {
     Attach(usize, Place),
     /// As [`Operation::Attach`], so many at once.
     AttachMany(usize, Place, usize),
-    /// As [`Operation::Attach`], once on each host there is, so many networks in turn from a first one on.
+    /// As [`Operation::Attach`], once on each host there is, one after the other within a second, so many networks in
+    /// turn from a first one on.
     AttachEverywhere(usize, usize),
     /// As [`Operation::Attach`] on each of these hosts, so long from now.
     AttachEach(Vec<(usize, Place, Duration)>),

@@ -58,10 +58,12 @@ pub(super) fn cold_start(Size { hosts, .. }: Size) -> Vec<Operation> {
     [starts, attach(0..hosts, WEB), vec![Settle, Members(0, hosts), Rest]].concat()
 }
 
-/// Its networks have a hundred members, no two of one host.
+/// Its networks have a hundred members, no two of one host. Its hosts start within a second, and attach a member
+/// each within another one: rounds of gossip that all fall on one instant are nobody's.
 pub(super) fn large_region(Size { hosts, members }: Size) -> Vec<Operation> {
     let networks = (hosts * members).div_ceil(100).max(members);
-    let starts = (0..hosts).map(Start).collect();
+    let pause = Wait(Duration::from_secs(1) / hosts.max(1) as u32);
+    let starts = (0..hosts).flat_map(|host| [Start(host), pause.clone()]).collect();
     let attaches = (0..members).flat_map(|member| [AttachEverywhere(networks, member), seconds(1)]).collect();
     [starts, attaches, vec![seconds(60_u64.saturating_sub(members as u64)), Settle]].concat()
 }

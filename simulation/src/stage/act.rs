@@ -89,9 +89,11 @@ impl Stage {
                 }
             }
             Operation::AttachEverywhere(networks, first) => {
-                for host in 0..cluster.hosts.len() {
+                let hosts = cluster.hosts.len();
+                for host in 0..hosts {
                     let place = Place { network: (host + first) % networks, app: 0, worker: false };
-                    self.attach(host, place, Choice::None)?;
+                    let then = Duration::from_secs_f64(host as f64 / hosts as f64);
+                    self.attach_in(host, place, Choice::None, then)?;
                 }
             }
             Operation::AttachNumbered(host, place, number) => {
