@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::id::{HostId, Region};
 use crate::interner::Interner;
 use crate::merge::ViewBuilder;
+use crate::record::{Key, Record};
 use crate::standing::Timings;
 use crate::view::View;
 
@@ -98,6 +99,17 @@ pub struct KnownHost {
     pub version: u64,
     /// Its records, in wire form.
     pub key_values: BTreeMap<String, String>,
+}
+
+impl KnownHost {
+    /// Its tunnel end's address; none where its host record cannot be read.
+    pub fn vtep(&self) -> Option<IpAddr> {
+        let value = self.key_values.get(&Key::Host.to_string())?;
+        match Record::decode(&self.host.node_id(), &Key::Host.to_string(), value) {
+            Ok(Record::Host(record)) => Some(record.vtep),
+            _ => None,
+        }
+    }
 }
 
 #[cfg(test)]

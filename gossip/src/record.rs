@@ -27,6 +27,9 @@ pub const VALUE_BYTES_MAX: usize = 1024;
 pub const MEMBERS_MAX: usize = 512;
 /// Counters from here on are malformed: they would poison the region's Lamport order.
 pub const COUNTER_MAX: u64 = 1 << 48;
+/// Prefix lengths of a network's subnet: 65,534 members at most, every address of which a judge looks at,
+/// and six at least.
+pub const SUBNET_PREFIXES: std::ops::RangeInclusive<u8> = 16..=29;
 
 /// Where a record stands in its owner's key space.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -241,6 +244,9 @@ pub enum MalformedRecord {
     /// The VNI is 0 or longer than 24 bits (RFC 7348, section 5).
     #[error("VNI {0} is not in 1..2^24")]
     Vni(u32),
+    /// The subnet is larger or smaller than [`SUBNET_PREFIXES`] allow, or is no subnet's first address.
+    #[error("subnet {0} is not the first address of 16 to 29 bits of prefix")]
+    Subnet(Ipv4Net),
     /// A host record with the name of another host than its owner.
     #[error("host record of {name} is published by {owner}")]
     Foreign {
@@ -261,6 +267,7 @@ impl MalformedRecord {
             MalformedRecord::Version { .. } => "version",
             MalformedRecord::Counter { .. } => "counter",
             MalformedRecord::Vni(_) => "vni",
+            MalformedRecord::Subnet(_) => "subnet",
             MalformedRecord::Foreign { .. } => "foreign",
         }
     }
@@ -346,6 +353,12 @@ impl Record {
             }
             Record::Network(_, record) if record.vni == 0 || record.vni >= 1 << 24 => {
                 Err(MalformedRecord::Vni(record.vni))
+            }
+            Record::Network(_, record)
+                if record.subnet.trunc() != record.subnet
+                    || !SUBNET_PREFIXES.contains(&record.subnet.prefix_len()) =>
+            {
+                Err(MalformedRecord::Subnet(record.subnet))
             }
             _ => Ok(()),
         }
@@ -479,7 +492,7 @@ mod tests {
         let net = format!("net/{NETWORK}");
         let mem = format!("mem/{NETWORK}/0000000000000005");
         let long = format!(r#"{{"v":1,"c":1,"vni":7,"subnet":"10.240.0.0/22","x":"{}"}}"#, "y".repeat(1024));
-        let cases: [(&str, &str, &str); 21] = [
+        let cases: [(&str, &str, &str); 24] = [
             ("", HOST, "key"),
             ("h\u{f6}st", HOST, "key"),
             ("host/", HOST, "key"),
@@ -499,6 +512,9 @@ mod tests {
             ("host", &HOST.replace(r#""c":1"#, r#""c":281474976710656"#), "counter"),
             (&net, &NET_OFF.replace(r#""c":9"#, r#""c":281474976710656"#), "counter"),
             (&net, &NET.replace("1234567", "16777216"), "vni"),
+            (&net, &NET.replace("0.0/22", "0.0/15"), "subnet"),
+            (&net, &NET.replace("0.0/22", "0.0/30"), "subnet"),
+            (&net, &NET.replace("0.0/22", "0.1/22"), "subnet"),
             (&net, &long, "oversized"),
             (&mem, &MEM.replace("BwcH", "****"), "value"),
         ];

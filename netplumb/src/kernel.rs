@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::error::Error;
 use crate::observed::Observed;
@@ -245,6 +245,8 @@ pub struct Found {
     pub ifname: String,
     /// Its key, as the kernel keeps it.
     pub private_key: PrivateKey,
+    /// The network's subnet, as its route there has it; None without that route.
+    pub subnet: Option<Ipv4Net>,
 }
 
 /// A route found in a container.

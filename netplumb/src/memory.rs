@@ -190,13 +190,16 @@ impl Kernel for MemoryKernel {
         let found = host.sites.iter().filter_map(|((network, member), site)| {
             let key = members.get(member)?;
             let inode = host.find(&site.netns).ok()?.inode;
-            let seen = host.member(network, member, site);
-            seen.inside?.device?;
-            let private_key = host.keys.get(&(network.clone(), member.clone()))?;
-            let (netns, ifname) = (site.netns.clone(), site.ifname.clone());
-            let found =
-                Found { member: member.clone(), netns, inode, ifname, private_key: private_key.clone() };
-            (private_key.public() == *key).then_some(found)
+            let inside = host.member(network, member, site).inside?;
+            inside.device.as_ref()?;
+            let private_key = host.keys.get(&(network.clone(), member.clone()))?.clone();
+            let (member, netns, ifname) = (member.clone(), site.netns.clone(), site.ifname.clone());
+            let subnet = inside.routes.keys().find_map(|destination| match destination {
+                IpNet::V4(subnet) => Some(*subnet),
+                IpNet::V6(_) => None,
+            });
+            let of_key = private_key.public() == *key;
+            of_key.then_some(Found { member, netns, inode, ifname, private_key, subnet })
         });
         found.collect()
     }

@@ -421,7 +421,7 @@ impl Host {
             let mut network = ObservedNetwork { fabric: self.observe_fabric(name)?, ..Default::default() };
             for (id, trace) in traces {
                 let site = Site { netns: trace.netns.clone(), ifname: trace.ifname.clone() };
-                let inside = inside::observe(&self.wireguard, id, &site)?;
+                let inside = inside::observe(&self.wireguard, id, &site, &trace.beside)?;
                 let binding = self.observe_binding(id)?;
                 network.members.insert(id.clone(), ObservedMember { binding, inside });
             }

@@ -174,6 +174,14 @@ pub(crate) fn write_sysctl(name: &str, value: &str) -> io::Result<()> {
     }
 }
 
+/// Reads one sysctl in the calling thread's namespace; empty if there is no such one.
+pub(crate) fn read_sysctl(name: &str) -> io::Result<String> {
+    match fs::read_to_string(sysctl(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        result => result.map(|text| text.trim().to_owned()),
+    }
+}
+
 /// The calling thread's namespace has IPv6 at all.
 pub(crate) fn has_ipv6() -> bool {
     sysctl("ipv6/conf/all/disable_ipv6").exists()

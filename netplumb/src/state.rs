@@ -10,7 +10,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use blake2::{Blake2s256, Digest};
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 /// Bytes that VXLAN adds to an inner packet over an IPv4 underlay: inner Ethernet 14, VXLAN 8, UDP 8,
@@ -57,6 +57,8 @@ pub struct Trace {
     pub netns: NetnsRef,
     /// Name of the WireGuard interface there.
     pub ifname: String,
+    /// Prefixes of the container's other networks: what stands for them there is of their members.
+    pub beside: BTreeSet<IpNet>,
 }
 
 /// One private network on this host.

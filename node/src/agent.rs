@@ -8,6 +8,7 @@ mod explain;
 mod follow;
 mod forwarding;
 mod join;
+mod network;
 mod question;
 mod reconcile;
 mod start;
@@ -19,9 +20,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gossip::id::{HostId, MemberId, NetworkId};
-use gossip::record::{Key, Record};
+use gossip::record::{Key, NetworkRecord, Record};
 use gossip::view::HostRecords;
 use gossip::{Ask, Gossip, View};
+use ipnet::Ipv4Net;
 use netplumb::kernel::{Container, Kernel};
 use netplumb::state::Desired;
 use resolver::Zone;
@@ -36,7 +38,7 @@ pub use question::{Inquiry, Remembered};
 pub use reconcile::Built;
 pub use start::start;
 
-use crate::attach::{Call, Claimed, Context, Refusal};
+use crate::attach::{Call, Claimed, Context, Created, Refusal};
 use crate::claims::{Answer, Bench, Grants, Ledger, MemberKey, Question, Told};
 use crate::journal::Journal;
 use crate::metrics::Metrics;
@@ -84,6 +86,8 @@ pub struct Snapshot {
     pub unjoined: Option<String>,
     /// What happened here that is worth telling, oldest first; the last few hundred.
     pub events: Arc<VecDeque<Event>>,
+    /// MTU of every member's interface, in bytes.
+    pub mtu: u32,
 }
 
 impl Snapshot {
@@ -135,8 +139,12 @@ pub enum Step {
     Ready(MemberId, oneshot::Sender<Result<Entry, Refusal>>),
     /// Nothing but an answer, which says that the loop turns.
     Turn(oneshot::Sender<()>),
+    /// Make a network here, given what judges have said so far.
+    Create(NetworkId, Option<Ipv4Net>, Box<Told>, oneshot::Sender<Result<Created, Refusal>>),
+    /// Forget a network made here. Answers whether there was one.
+    Forget(NetworkId, oneshot::Sender<Result<bool, Refusal>>),
     /// Whether other names are passed on for a network's containers.
-    Forward(NetworkId, bool, oneshot::Sender<Result<(), Refusal>>),
+    Forward(NetworkId, bool, oneshot::Sender<Result<Option<NetworkRecord>, Refusal>>),
     /// The member ends. Answers the revision to wait for.
     Release(MemberId, oneshot::Sender<u64>),
 }
@@ -267,7 +275,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                         }
                         Joined::Not(error) => {
                             tracing::error!("not joined: {error}; trying again in {} s", JOIN_RETRY.as_secs());
-                            self.unjoined = Some(error.to_string());
+                            self.unjoined = Some(error);
                             self.tell();
                             self.try_join(&join, &joins, JOIN_RETRY);
                         }

@@ -1,6 +1,7 @@
 //! The API: HTTP and JSON on a Unix socket; metrics, health and the status page on TCP, read only.
 
 mod explain;
+mod network;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{DefaultBodyLimit, Path as UrlPath, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::routing::get;
 use axum::{Json, Router};
 use gossip::id::{MemberId, NetworkId};
 use netplumb::state::Mac;
@@ -24,6 +25,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 pub use explain::Pinged;
+pub use network::{NetworkChange, NetworkDetail, NetworkRequest};
 pub use rows::{HostRow, MemberRow, NameRow, NetworkClaims, NetworkRow, Status};
 
 use crate::agent::Snapshot;
@@ -32,7 +34,7 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::project;
 use crate::store::{Entry, Store};
-use rows::{events, hosts, look_up, members, names, networks, networks_of, status, status_of, unready};
+use rows::{events, hosts, look_up, members, names, networks, status, status_of, unready};
 
 /// Longest request body in bytes.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -142,7 +144,13 @@ fn private<K: netplumb::Kernel, S: Store + Clone>(served: Served<K, S>) -> Route
         .route("/v1/status", get(status::<K, S>))
         .route("/v1/hosts", get(hosts::<K, S>))
         .route("/v1/networks", get(networks::<K, S>))
-        .route("/v1/networks/{network}", put(change_network::<K, S>))
+        .route(
+            "/v1/networks/{network}",
+            get(network::inspect::<K, S>)
+                .put(network::create::<K, S>)
+                .patch(network::change::<K, S>)
+                .delete(network::forget::<K, S>),
+        )
         .route("/v1/members", get(members::<K, S>))
         .route("/v1/names", get(names::<K, S>))
         .route("/v1/lookup", get(look_up::<K, S>))
@@ -304,27 +312,6 @@ async fn detach<K: netplumb::Kernel, S: Store + Clone>(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// What can be changed of a network.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NetworkChange {
-    /// Whether other names are passed on for its containers.
-    pub forward: bool,
-}
-
-async fn change_network<K: netplumb::Kernel, S: Store + Clone>(
-    State(served): State<Served<K, S>>,
-    path: Result<UrlPath<NetworkId>, PathRejection>,
-    body: Result<Json<NetworkChange>, JsonRejection>,
-) -> Result<Json<NetworkRow>, Rejected> {
-    let UrlPath(network) = path.map_err(|e| malformed(e.body_text()))?;
-    let Json(change) = body?;
-    served.context.clone().forward(network, change.forward).await?;
-    let row = networks_of(&served).into_iter().find(|row| row.network == network);
-    let gone = || Refusal::new(RefusalKind::Conflict, format!("{network} ended meanwhile"));
-    Ok(Json(row.ok_or_else(gone)?))
-}
-
 async fn member<K, S: Clone>(
     State(served): State<Served<K, S>>,
     path: MemberPath,
@@ -341,8 +328,6 @@ async fn member<K, S: Clone>(
 fn told(config: &Config, snapshot: &Snapshot, entry: &Entry, applied: Applied) -> Attached {
     let app = entry.app.to_string();
     let domain = format!("{app}.{}.{}", entry.network, config.dns.zone);
-    let underlay = snapshot.view.hosts.values().map(|h| h.records.host.mtu).min();
-    let ipv6 = config.underlay.address.is_ipv6();
     Attached {
         member: entry.member.clone(),
         container: entry.container.clone(),
@@ -355,7 +340,7 @@ fn told(config: &Config, snapshot: &Snapshot, entry: &Entry, applied: Applied) -
         mac: Mac::of_key(&netplumb::state::Key(entry.public_key.0)).to_string(),
         public_key: String::from(entry.public_key),
         ifname: entry.ifname.clone(),
-        mtu: netplumb::state::wg_mtu(netplumb::state::fabric_mtu(underlay.unwrap_or(1500), ipv6)),
+        mtu: snapshot.mtu,
         vni: entry.claim.vni,
         subnet: entry.claim.subnet,
         dns: Resolv {
@@ -366,6 +351,7 @@ fn told(config: &Config, snapshot: &Snapshot, entry: &Entry, applied: Applied) -
         env: BTreeMap::from([
             ("WARREN_APP_ID".into(), app.clone()),
             ("WARREN_NETWORK_ID".into(), entry.network.to_string()),
+            ("WARREN_NETWORK_IDS".into(), networks_beside(snapshot, entry).join(",")),
             ("WARREN_DOMAIN".into(), domain),
             ("WARREN_ADDRESS".into(), entry.address.to_string()),
         ]),
@@ -374,6 +360,15 @@ fn told(config: &Config, snapshot: &Snapshot, entry: &Entry, applied: Applied) -
         applied: applied.applied,
         missing: applied.missing,
     }
+}
+
+/// The networks of a member's container, in the order of its interfaces.
+fn networks_beside(snapshot: &Snapshot, entry: &Entry) -> Vec<String> {
+    let same = |e: &&Entry| (e.netns.cookie, &e.boot) == (entry.netns.cookie, &entry.boot);
+    let mut beside: Vec<&Entry> = snapshot.journal.live().filter(same).collect();
+    // wg10 comes after wg9.
+    beside.sort_by_key(|e| (e.ifname.len(), &e.ifname));
+    beside.iter().map(|e| e.network.to_string()).collect()
 }
 
 async fn metrics<K: netplumb::Kernel, S: Store + Clone>(State(served): State<Served<K, S>>) -> Response {

@@ -1,6 +1,7 @@
 //! Attaching a container: what a caller asks for and is told, and what refuses it.
 
 mod context;
+mod room;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -8,13 +9,12 @@ use std::path::PathBuf;
 
 use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
 use gossip::port::{PORTS_MAX, Port};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::Ipv4Net;
 use netplumb::kernel::Container;
 use serde::{Deserialize, Serialize};
 
-pub use context::{Applied, Claimed, Context};
-
-use crate::project;
+pub use context::{Applied, Claimed, Context, Created};
+pub use room::Room;
 
 /// What a caller asks for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -246,39 +246,18 @@ pub fn interface(
     }
 }
 
-/// Refuses a container in which something overlaps the network's subnet or ULA: traffic for the
-/// one would take the way of the other.
-pub fn overlap(container: &Container, network: NetworkId, subnet: Ipv4Net) -> Result<(), Refusal> {
-    let ours = [IpNet::V4(subnet), IpNet::V6(project::ula(network))];
-    let meets = |net: &&IpNet| ours.iter().any(|our| our.contains(*net) || net.contains(our));
-    // A default route contains everything and is meant to.
-    let routes = container.routes.iter().map(|route| &route.destination);
-    let found = container.addresses.iter().chain(routes).filter(|n| n.prefix_len() > 0).find(meets);
-    match found {
-        Some(net) => Err(Refusal::new(
-            RefusalKind::Conflict,
-            format!("the container has {net}, which overlaps the network's subnet {subnet}"),
-        )
-        .hint("give the network another subnet, or take that address or route away")),
-        None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn container(links: &[&str], nets: &[&str]) -> Container {
+    fn container(links: &[&str]) -> Container {
         Container {
             netns: netplumb::state::NetnsRef { path: "/run/netns/x".into(), cookie: 1 },
             inode: 1,
             own: false,
             links: links.iter().map(|l| l.to_string()).collect(),
             addresses: Vec::new(),
-            routes: nets
-                .iter()
-                .map(|n| netplumb::kernel::Route { destination: n.parse().unwrap(), device: None })
-                .collect(),
+            routes: Vec::new(),
             ipv6: true,
             nf_tables: true,
             leftovers: false,
@@ -325,29 +304,10 @@ mod tests {
 
     #[test]
     fn the_first_free_interface_is_taken() {
-        let some = container(&["lo", "eth0", "wg0"], &[]);
+        let some = container(&["lo", "eth0", "wg0"]);
         assert_eq!(interface(None, &some, |_| false).unwrap(), "wg1");
         assert_eq!(interface(None, &some, |name| name == "wg1").unwrap(), "wg2");
         assert_eq!(interface(Some("net0"), &some, |_| false).unwrap(), "net0");
         assert_eq!(interface(Some("wg0"), &some, |_| false).unwrap_err().kind, RefusalKind::Conflict);
-    }
-
-    #[test]
-    fn overlaps_are_found_both_ways() {
-        let subnet = crate::claims::DEFAULT_SUBNET;
-        let network = NetworkId::random();
-        let ula = project::ula(network).to_string();
-        for (net, refused) in [
-            ("10.240.1.0/24", true),
-            ("10.0.0.0/8", true),
-            ("10.240.0.7/32", true),
-            (ula.as_str(), true),
-            ("0.0.0.0/0", false),
-            ("10.240.4.0/24", false),
-            ("172.17.0.0/16", false),
-            ("fe80::/64", false),
-        ] {
-            assert_eq!(overlap(&container(&[], &[net]), network, subnet).is_err(), refused, "{net}");
-        }
     }
 }

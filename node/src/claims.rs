@@ -21,6 +21,7 @@ use std::net::Ipv4Addr;
 use blake2::Blake2b;
 use blake2::digest::{Digest as _, consts::U8};
 use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
+use gossip::record::SUBNET_PREFIXES;
 use ipnet::Ipv4Net;
 
 pub use ask::{Answer, Question};
@@ -32,6 +33,34 @@ pub use ledger::Ledger;
 
 /// The subnet of a network nobody gave another.
 pub const DEFAULT_SUBNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 240, 0, 0), 22);
+
+/// What no network can have: this network, loopback, link-local, multicast and reserved addresses.
+const UNUSABLE: [Ipv4Net; 4] = [
+    Ipv4Net::new_assert(Ipv4Addr::new(0, 0, 0, 0), 8),
+    Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8),
+    Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16),
+    Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 3),
+];
+
+/// Reads a network's subnet as a caller writes it.
+///
+/// # Errors
+/// In words: no subnet, too large or too small, or of addresses no container can have.
+pub fn subnet(text: &str) -> Result<Ipv4Net, String> {
+    let subnet: Ipv4Net =
+        text.parse().map_err(|_| format!("{text:?} is no IPv4 subnet such as {DEFAULT_SUBNET}"))?;
+    if subnet.trunc() != subnet {
+        return Err(format!("{subnet} has bits behind its prefix: did you mean {}?", subnet.trunc()));
+    }
+    if !SUBNET_PREFIXES.contains(&subnet.prefix_len()) {
+        let (most, least) = (SUBNET_PREFIXES.start(), SUBNET_PREFIXES.end());
+        return Err(format!("{subnet} has the wrong size: a network has /{most} to /{least}"));
+    }
+    match UNUSABLE.iter().find(|unusable| unusable.contains(&subnet)) {
+        Some(unusable) => Err(format!("{subnet} lies in {unusable}, which no container can use")),
+        None => Ok(subnet),
+    }
+}
 
 /// A member as the ledger names it.
 pub type MemberKey = (HostId, NetworkId, MemberId);
@@ -102,6 +131,27 @@ mod tests {
         for i in 0..10_000 {
             let vni = vni_candidate(fixtures::pn(), i);
             assert!((2..0xff_ffff).contains(&vni));
+        }
+    }
+
+    #[test]
+    fn a_subnet_is_read_or_refused_in_words() {
+        for text in ["10.240.0.0/22", "10.0.0.0/16", "192.168.4.8/29", "100.64.0.0/20"] {
+            assert_eq!(subnet(text).unwrap().to_string(), text);
+        }
+        for (text, words) in [
+            ("10.240.0.0", "such as"),
+            ("fd00::/64", "no IPv4 subnet"),
+            ("10.240.1.0/22", "did you mean 10.240.0.0/22"),
+            ("10.0.0.0/15", "/16 to /29"),
+            ("10.0.0.0/30", "/16 to /29"),
+            ("127.240.0.0/24", "127.0.0.0/8"),
+            ("224.0.0.0/16", "224.0.0.0/3"),
+            ("255.255.0.0/16", "224.0.0.0/3"),
+            ("169.254.0.0/16", "169.254"),
+        ] {
+            let refused = subnet(text).unwrap_err();
+            assert!(refused.contains(words), "{text}: {refused}");
         }
     }
 

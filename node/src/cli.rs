@@ -61,8 +61,8 @@ enum Verb {
     Ps(show::PsArgs),
     /// List the region's hosts
     Hosts,
-    /// List the region's networks, or change one
-    #[command(alias = "network")]
+    /// List the region's networks, make one, look at one, change one
+    #[command(name = "network", visible_alias = "networks")]
     Networks(network::Args),
     /// List the names that resolve inside the networks with members here
     DomainNames(show::DomainNamesArgs),

@@ -1,7 +1,7 @@
 //! What an agent is told at start: flags over environment over file over defaults, parsed and
 //! checked once.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -402,10 +402,14 @@ impl Written {
                 "gossip.advertise is {advertise}: set it to the address and port other hosts reach this one by"
             );
         }
+        check_family("gossip.listen", self.gossip.listen.ip(), advertise.ip())?;
         for seed in &self.gossip.seeds {
             let port = seed.rsplit_once(':').and_then(|(name, port)| (!name.is_empty()).then_some(port));
             if port.and_then(|p| p.parse::<u16>().ok()).is_none_or(|p| p == 0) {
                 bail!("gossip.seeds: {seed:?} is not `address:port` or `name:port`");
+            }
+            if let Ok(seed) = seed.parse::<SocketAddr>() {
+                check_family("gossip.seeds", seed.ip(), advertise.ip())?;
             }
         }
         let interval = match self.gossip.interval_ms {
@@ -418,6 +422,12 @@ impl Written {
             address: self.underlay.address.unwrap_or(advertise.ip()),
             vxlan_port: self.underlay.vxlan_port.unwrap_or(4789),
         };
+        if underlay.address.to_canonical() != underlay.address || is_link_local(underlay.address) {
+            bail!(
+                "underlay.address is {}: expected an address that other hosts reach this one by, not of one link alone",
+                underlay.address
+            );
+        }
         let default = Dns::default();
         let dns = Dns {
             zone: self.dns.zone.unwrap_or(default.zone),
@@ -467,6 +477,26 @@ impl Written {
     }
 }
 
+/// Agents of one region gossip over one address family: a socket of the one does not reach the other.
+fn check_family(key: &str, address: IpAddr, advertise: IpAddr) -> anyhow::Result<()> {
+    let any = address == IpAddr::from(Ipv6Addr::UNSPECIFIED);
+    if !any && address.is_ipv6() != advertise.is_ipv6() {
+        let family = if advertise.is_ipv6() { "IPv6" } else { "IPv4" };
+        bail!(
+            "{key}: {address} and gossip.advertise, {advertise}, are of two address families: expected an {family} \
+             address"
+        );
+    }
+    Ok(())
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
 fn hostname() -> anyhow::Result<HostId> {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     name.parse().with_context(|| "this machine's hostname cannot be a host name here: set `host`")
@@ -510,6 +540,22 @@ mod tests {
     }
 
     #[test]
+    fn addresses_may_be_of_either_family() {
+        let flags =
+            [("gossip.listen", "[2001:db8::1]:7946"), ("gossip.seeds", "[2001:db8::2]:7946,b.example:7946")];
+        let config = load(MINIMAL, &[], &flags).unwrap();
+        assert_eq!(config.underlay.address.to_string(), "2001:db8::1");
+        assert_eq!(config.gossip.seeds.len(), 2);
+        // Every address of the host, told by one of them; tunnels elsewhere.
+        let any = [
+            ("gossip.listen", "[::]:7946"),
+            ("gossip.advertise", "[2001:db8::1]:7946"),
+            ("underlay.address", "192.0.2.1"),
+        ];
+        assert!(load(MINIMAL, &[], &any).unwrap().underlay.address.is_ipv4());
+    }
+
+    #[test]
     fn flags_beat_environment_beats_file() {
         let environment =
             [("WARREN_HOST", "host-e"), ("WARREN_GOSSIP_SEEDS", "192.0.2.2:7946, b.example:7946")];
@@ -534,6 +580,9 @@ mod tests {
             ("192.0.2.1:7946", "nonsense", "invalid socket address"),
             ("[tls]", "seeds = [\"b\"]\n[tls]", "not `address:port`"),
             ("[tls]", "interval_ms = 1\n[tls]", "20 to 60000"),
+            ("[tls]", "advertise = \"[2001:db8::1]:1\"\n[tls]", "two address families"),
+            ("[tls]", "seeds = [\"[2001:db8::1]:1\"]\n[tls]", "expected an IPv4"),
+            ("[tls]", "[underlay]\naddress = \"fe80::1\"\n[tls]", "underlay.address"),
             ("[tls]", "[dns]\nlisten = \"10.0.0.1\"\n[tls]", "127.0.0.0/8"),
             ("[tls]", "[wireguard]\nbackend = \"fast\"\n[tls]", "unknown variant"),
             ("[tls]", "[tls", "not TOML"),

@@ -1,4 +1,5 @@
-//! This host's own members: the intent everything else follows from. Pure; the store keeps it.
+//! This host's own members and the networks made here: the intent everything else follows from. Pure; the
+//! store keeps it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +19,8 @@ pub struct Journal {
     /// Released members: when the quarantine of their address ends, and whether the kernel is rid
     /// of them.
     released: BTreeMap<MemberId, Released>,
+    /// Networks made here: this host has a word on them, with members or without.
+    created: BTreeMap<NetworkId, NetworkRecord>,
     /// Networks of which an entry has changed since they were last taken.
     changed: BTreeSet<NetworkId>,
 }
@@ -30,8 +33,13 @@ struct Released {
 
 impl Journal {
     /// Takes over what a store held; released entries rest from now on.
-    pub fn restore(entries: Vec<Entry>, quarantine_end: Instant) -> Journal {
-        let mut journal = Journal::default();
+    pub fn restore(
+        entries: Vec<Entry>,
+        created: BTreeMap<NetworkId, NetworkRecord>,
+        quarantine_end: Instant,
+    ) -> Journal {
+        let changed = created.keys().copied().collect();
+        let mut journal = Journal { created, changed, ..Journal::default() };
         for entry in entries {
             journal.restore_one(entry, quarantine_end);
         }
@@ -158,7 +166,24 @@ impl Journal {
 
     /// The networks this host has a word on.
     pub fn networks(&self) -> BTreeSet<NetworkId> {
-        self.entries.values().map(|e| e.network).collect()
+        self.entries.values().map(|e| e.network).chain(self.created.keys().copied()).collect()
+    }
+
+    /// The networks made here, as last published.
+    pub fn created(&self) -> &BTreeMap<NetworkId, NetworkRecord> {
+        &self.created
+    }
+
+    /// A network made here, or what became of it.
+    pub fn create(&mut self, network: NetworkId, claim: NetworkRecord) {
+        self.changed.insert(network);
+        self.created.insert(network, claim);
+    }
+
+    /// Forgets a network made here; members keep it alive. Whether it was there.
+    pub fn forget(&mut self, network: NetworkId) -> bool {
+        self.changed.insert(network);
+        self.created.remove(&network).is_some()
     }
 
     /// Own member records, as claims and gossip take them.
@@ -172,6 +197,7 @@ impl Journal {
         for entry in self.live().chain(self.entries.values()) {
             networks.entry(entry.network).or_insert_with(|| entry.claim.clone());
         }
+        networks.extend(self.created.clone());
         networks
     }
 
@@ -199,5 +225,16 @@ mod tests {
         assert_eq!(journal.claims()[&pn()].vni, 43);
         journal.release(&entry(2, MemberState::Ready).member, 10, Instant::now());
         assert!(journal.claims().contains_key(&pn()), "an address that rests is published with its network");
+    }
+
+    #[test]
+    fn a_network_made_here_needs_no_member() {
+        let mut journal = Journal::default();
+        let claim = entry(1, MemberState::Ready).claim;
+        journal.create(pn(), claim.clone());
+        assert_eq!(journal.take_changed(), BTreeSet::from([pn()]));
+        assert_eq!(journal.claims(), BTreeMap::from([(pn(), claim)]));
+        assert!(journal.forget(pn()) && !journal.forget(pn()));
+        assert!(journal.claims().is_empty() && journal.networks().is_empty());
     }
 }

@@ -327,7 +327,7 @@ mod tests {
         let (sockets, members) =
             (Arc::new(Counting::default()), [1, 2].map(|n| entry(n, MemberState::Ready)));
         let mut names = Names::new(&dns(), sockets.clone());
-        let journal = Journal::restore(members[..1].to_vec(), Instant::now());
+        let journal = Journal::restore(members[..1].to_vec(), BTreeMap::new(), Instant::now());
         let both = [("a", Standing::Answering, &members[..1]), ("b", Standing::Answering, &members[1..])];
         let remembered = View { whole: false, ..view(&both) };
         names.follow(&remembered, &Ledger::of(&remembered), &journal, |_| true);
@@ -364,7 +364,7 @@ mod tests {
             members[1].network = other;
             (members[0].claim.forwarding, members[1].claim.forwarding) = (first, second);
             let cookie = members[0].netns.cookie;
-            let journal = Journal::restore(members.to_vec(), Instant::now());
+            let journal = Journal::restore(members.to_vec(), BTreeMap::new(), Instant::now());
             let view = View { whole: true, ..view(&[("a", Standing::Answering, &members)]) };
             names.follow(&view, &Ledger::of(&view), &journal, |_| true);
             let mut query = Message::new(1, MessageType::Query, OpCode::Query);
@@ -382,7 +382,7 @@ mod tests {
         let dns = dns();
         let mut names = Names::new(&dns, Arc::new(NotListening));
         let members = [1, 2, 3].map(|n| entry(n, MemberState::Ready));
-        let journal = Journal::restore(members[..1].to_vec(), Instant::now());
+        let journal = Journal::restore(members[..1].to_vec(), BTreeMap::new(), Instant::now());
         let follow = |names: &mut Names, others: &[Entry], touched: bool| {
             let view = view(&[("a", Standing::Answering, &members[..1]), ("b", Standing::Answering, others)]);
             names.follow(&view, &Ledger::of(&view), &journal, |_| touched);

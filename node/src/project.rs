@@ -12,8 +12,8 @@ use gossip::id::{HostId, NetworkId, Region};
 use gossip::port::Port;
 use gossip::record::{MemberRecord, MemberState};
 use gossip::standing::Standing;
-use gossip::view::Host;
-use ipnet::Ipv6Net;
+use gossip::view::{Host, Via};
+use ipnet::{IpNet, Ipv6Net};
 use netplumb::state::{Desired, Fabric, Guard, Key, Mac, Member, Network, Ours, Peer, Trace, Vtep};
 use resolver::ZoneMember;
 
@@ -22,8 +22,6 @@ use crate::store::Entry;
 
 /// UDP port of WireGuard in every binding namespace.
 pub const WIREGUARD_PORT: u16 = 51820;
-/// The smallest link IPv6 runs on (RFC 8200, section 5).
-pub const IPV6_MTU_MIN: u32 = 1280;
 
 /// What of this host enters the projection.
 #[derive(Debug, Clone)]
@@ -48,8 +46,44 @@ pub fn wireguard_mtu(view: &View, here: &Here) -> u32 {
 /// The MTU of bridges, VXLAN devices and veths in the region, in bytes.
 pub fn fabric_mtu(view: &View, here: &Here) -> u32 {
     let others = view.hosts.iter().filter(|(host, h)| **host != here.host && h.standing != Standing::Gone);
+    let others = others.filter(|(_, h)| same_family(h, here.vtep.address));
     let smallest = others.map(|(_, h)| h.records.host.mtu).chain([here.underlay_mtu]).min();
     netplumb::state::fabric_mtu(smallest.unwrap_or(here.underlay_mtu), here.vtep.address.is_ipv6())
+}
+
+/// Whether a host's tunnel end is of the same address family as this host's: a region's underlay is one of
+/// the two.
+pub fn same_family(host: &Host, from: IpAddr) -> bool {
+    host.records.host.vtep.is_ipv6() == from.is_ipv6()
+}
+
+/// Why a host with a tunnel end at `from` has no place in a region of these, in words: most of them have theirs in
+/// the other address family.
+pub fn foreign_family<'a>(
+    others: impl Iterator<Item = (&'a HostId, IpAddr)>,
+    from: IpAddr,
+) -> Option<String> {
+    let (same, other): (Vec<_>, Vec<_>) = others.partition(|(_, vtep)| vtep.is_ipv6() == from.is_ipv6());
+    let (host, vtep) = other.first().filter(|_| other.len() > same.len())?;
+    Some(stranger(from, host, *vtep))
+}
+
+/// The hosts that answer, with their tunnel ends. What is known from disk alone is not among them: the whole
+/// region may have moved since.
+pub fn heard<'a>(view: &'a View, own: &HostId) -> impl Iterator<Item = (&'a HostId, IpAddr)> {
+    let others = view.answering().filter(move |(host, h)| *host != own && h.via != Via::Disk);
+    others.map(|(host, h)| (host, h.records.host.vtep))
+}
+
+/// That two hosts cannot tunnel to each other, in words.
+pub fn stranger(from: IpAddr, host: &HostId, vtep: IpAddr) -> String {
+    let family = |address: IpAddr| if address.is_ipv6() { "IPv6" } else { "IPv4" };
+    let theirs = family(vtep);
+    format!(
+        "this host's tunnel end {from} is {}, that of host {host} is {vtep}: a region has one address family; set \
+         `underlay.address` to an {theirs} address of this host",
+        family(from)
+    )
 }
 
 /// The network's ULA prefix (RFC 4193): 40 random bits and a subnet id, both from its id.
@@ -85,12 +119,26 @@ pub fn record(entry: &Entry) -> MemberRecord {
 
 /// What the journal names: the only things of the kernel that are ours.
 pub fn ours<'a>(journal: impl IntoIterator<Item = &'a Entry>) -> Ours {
+    let entries: Vec<&Entry> = journal.into_iter().collect();
+    let mut containers: BTreeMap<u64, Vec<&Entry>> = BTreeMap::new();
+    for entry in &entries {
+        containers.entry(entry.netns.cookie).or_default().push(entry);
+    }
     let mut ours = Ours::default();
-    for entry in journal {
-        let trace = Trace { netns: entry.netns.clone(), ifname: entry.ifname.clone() };
+    for entry in entries {
+        let others = containers[&entry.netns.cookie].iter().filter(|other| other.network != entry.network);
+        let trace = Trace {
+            netns: entry.netns.clone(),
+            ifname: entry.ifname.clone(),
+            beside: others.flat_map(|other| prefixes(other)).collect(),
+        };
         ours.networks.entry(entry.network.to_string()).or_default().insert(entry.member.to_string(), trace);
     }
     ours
+}
+
+fn prefixes(entry: &Entry) -> [IpNet; 2] {
+    [entry.claim.subnet.into(), ula(entry.network).into()]
 }
 
 /// What this host's kernel should hold: its own members, and what they need of the others.
@@ -157,7 +205,7 @@ pub fn network(
         }
         let public = Key(record.key.0);
         let mac = Mac::of_key(&public);
-        if remote {
+        if remote && same_family(h, here.vtep.address) {
             let theirs = &h.records.host;
             network.fabric.rows.insert(mac, Vtep { address: theirs.vtep, port: theirs.port });
         }

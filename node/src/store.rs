@@ -1,5 +1,5 @@
-//! What must survive a restart: own members with their keys (the journal), the generation, the
-//! last view. Written, fsynced, renamed.
+//! What must survive a restart: own members with their keys and the networks made here (the journal),
+//! the generation, the last view. Written, fsynced, renamed.
 
 mod memory;
 
@@ -18,6 +18,7 @@ use gossip::port::Port;
 use gossip::record::{MemberState, NetworkRecord, PublicKey};
 use gossip::{KnownHost, View};
 use netplumb::state::{NetnsRef, PrivateKey};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use memory::MemoryStore;
@@ -54,6 +55,9 @@ pub struct Entry {
     pub address: Ipv4Addr,
     /// Address in the ULA, where it is programmed.
     pub address6: Option<Ipv6Addr>,
+    /// The container takes IPv6 addresses; whether it has one depends on the region's MTU.
+    #[serde(default)]
+    pub ipv6: bool,
     /// WireGuard private key in base64; the file is readable by root alone.
     #[serde(with = "private_key")]
     pub private_key: PrivateKey,
@@ -78,6 +82,8 @@ pub struct Stored {
     pub starts: Vec<u64>,
     /// The journal.
     pub entries: Vec<Entry>,
+    /// Networks made on this host, as last published.
+    pub networks: BTreeMap<NetworkId, NetworkRecord>,
     /// The other hosts as last seen.
     pub known: Vec<KnownHost>,
     /// Files that could not be read, moved aside.
@@ -92,6 +98,14 @@ pub trait Store: Send + Sync + 'static {
     fn put(&self, entry: &Entry) -> impl Future<Output = io::Result<()>> + Send;
     /// Ends a journal entry.
     fn remove(&self, member: &MemberId) -> impl Future<Output = io::Result<()>> + Send;
+    /// Writes a network made here; when this returns it survives a power cut.
+    fn put_network(
+        &self,
+        network: NetworkId,
+        claim: &NetworkRecord,
+    ) -> impl Future<Output = io::Result<()>> + Send;
+    /// Forgets a network made here.
+    fn remove_network(&self, network: NetworkId) -> impl Future<Output = io::Result<()>> + Send;
     /// Persists a generation before it is published.
     fn set_generation(&self, generation: u64) -> io::Result<()>;
     /// Notes a start, keeping the last few.
@@ -100,7 +114,7 @@ pub trait Store: Send + Sync + 'static {
     fn set_known(&self, own: &HostId, view: Arc<View>) -> impl Future<Output = io::Result<()>> + Send;
 }
 
-/// A directory: `members/<member>.json`, `generation`, `starts`, `view.json`.
+/// A directory: `members/<member>.json`, `networks/<network>.json`, `generation`, `starts`, `view.json`.
 #[derive(Debug, Clone)]
 pub struct DirStore {
     dir: Arc<PathBuf>,
@@ -122,9 +136,11 @@ impl DirStore {
     /// # Errors
     /// The directory cannot be made or written, or another agent uses it.
     pub fn open(dir: &Path) -> io::Result<DirStore> {
-        fs::DirBuilder::new_private().create(dir.join("members"))?;
+        let [members, networks] = ["members", "networks"].map(|name| dir.join(name));
+        fs::DirBuilder::new_private().create(&members)?;
+        fs::DirBuilder::new_private().create(&networks)?;
         let lock = lock(dir, "state_dir")?;
-        for half_written in [dir.to_owned(), dir.join("members")] {
+        for half_written in [dir, &members, &networks] {
             for file in fs::read_dir(half_written)? {
                 let path = file?.path();
                 if path.extension().is_some_and(|e| e == "new") {
@@ -137,6 +153,30 @@ impl DirStore {
 
     fn member_path(&self, member: &MemberId) -> PathBuf {
         self.dir.join("members").join(format!("{member}.json"))
+    }
+
+    fn network_path(&self, network: NetworkId) -> PathBuf {
+        self.dir.join("networks").join(format!("{network}.json"))
+    }
+
+    /// What the JSON files of a directory hold, by their names without the ending.
+    fn read_all<T: DeserializeOwned>(
+        &self,
+        directory: &str,
+        damaged: &mut Vec<PathBuf>,
+    ) -> io::Result<Vec<(String, T)>> {
+        let mut files: Vec<PathBuf> =
+            fs::read_dir(self.dir.join(directory))?.map(|f| Ok(f?.path())).collect::<io::Result<_>>()?;
+        files.sort();
+        let mut all = Vec::new();
+        for path in files.iter().filter(|p| p.extension().is_some_and(|e| e == "json")) {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            match serde_json::from_slice(&fs::read(path)?) {
+                Ok(value) => all.push((name, value)),
+                Err(_) => set_aside(path, damaged)?,
+            }
+        }
+        Ok(all)
     }
 
     fn read_number(&self, name: &str, damaged: &mut Vec<PathBuf>) -> io::Result<Vec<u64>> {
@@ -166,6 +206,22 @@ pub fn lock(dir: &Path, key: &str) -> io::Result<File> {
     })?;
     Ok(lock)
 }
+
+/// The other hosts as last seen by the agent whose directory this is, which may be running.
+///
+/// # Errors
+/// They cannot be read; `InvalidData` for what makes no sense.
+pub fn known(dir: &Path) -> io::Result<Vec<KnownHost>> {
+    match fs::read(dir.join(VIEW)) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes)
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(e),
+    }
+}
+
+/// Where the other hosts are kept.
+const VIEW: &str = "view.json";
 
 trait NewPrivate {
     fn new_private() -> fs::DirBuilder;
@@ -243,28 +299,18 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 impl Store for DirStore {
     fn load(&self) -> io::Result<Stored> {
         let mut damaged = Vec::new();
-        let mut entries = Vec::new();
-        let mut files: Vec<PathBuf> =
-            fs::read_dir(self.dir.join("members"))?.map(|f| Ok(f?.path())).collect::<io::Result<_>>()?;
-        files.sort();
-        for path in files.iter().filter(|p| p.extension().is_some_and(|e| e == "json")) {
-            match serde_json::from_slice(&fs::read(path)?) {
-                Ok(entry) => entries.push(entry),
-                Err(_) => set_aside(path, &mut damaged)?,
-            }
-        }
+        let entries = self.read_all("members", &mut damaged)?.into_iter().map(|(_, entry)| entry).collect();
+        let networks = self.read_all("networks", &mut damaged)?.into_iter();
+        let networks = networks.filter_map(|(name, claim)| Some((name.parse().ok()?, claim))).collect();
         let generation = self.read_number("generation", &mut damaged)?.first().copied().unwrap_or(0);
         let starts = self.read_number("starts", &mut damaged)?;
-        let view = self.dir.join("view.json");
-        let known = match fs::read(&view) {
-            Ok(bytes) => match serde_json::from_slice(&bytes) {
-                Ok(known) => known,
-                Err(_) => set_aside(&view, &mut damaged).map(|()| Vec::new())?,
-            },
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(e) => return Err(e),
+        let known = match known(&self.dir) {
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                set_aside(&self.dir.join(VIEW), &mut damaged).map(|()| Vec::new())?
+            }
+            known => known?,
         };
-        Ok(Stored { generation, starts, entries, known, damaged })
+        Ok(Stored { generation, starts, entries, networks, known, damaged })
     }
 
     async fn put(&self, entry: &Entry) -> io::Result<()> {
@@ -279,6 +325,17 @@ impl Store for DirStore {
         blocking(move || turns.remove(&path)).await
     }
 
+    async fn put_network(&self, network: NetworkId, claim: &NetworkRecord) -> io::Result<()> {
+        let (path, bytes) = (self.network_path(network), serde_json::to_vec(claim)?);
+        let (turns, turn) = (self.turns.clone(), self.turns.take());
+        blocking(move || turns.replace(turn, &path, &bytes, true)).await
+    }
+
+    async fn remove_network(&self, network: NetworkId) -> io::Result<()> {
+        let (path, turns) = (self.network_path(network), self.turns.clone());
+        blocking(move || turns.remove(&path)).await
+    }
+
     fn set_generation(&self, generation: u64) -> io::Result<()> {
         let path = self.dir.join("generation");
         self.turns.replace(self.turns.take(), &path, generation.to_string().as_bytes(), true)
@@ -290,7 +347,7 @@ impl Store for DirStore {
     }
 
     async fn set_known(&self, own: &HostId, view: Arc<View>) -> io::Result<()> {
-        let (path, own) = (self.dir.join("view.json"), own.clone());
+        let (path, own) = (self.dir.join(VIEW), own.clone());
         let (turns, turn) = (self.turns.clone(), self.turns.take());
         blocking(move || turns.replace(turn, &path, &serde_json::to_vec(&view.known(&own))?, false)).await
     }
@@ -335,12 +392,21 @@ mod tests {
         store.put(&changed).await.unwrap();
         store.remove(&b.member).await.unwrap();
         store.remove(&b.member).await.unwrap();
+        let claims = [42, 43].map(|vni| NetworkRecord { vni, ..a.claim.clone() });
+        for claim in &claims {
+            store.put_network(a.network, claim).await.unwrap();
+        }
+        let other = NetworkId::random();
+        store.put_network(other, &claims[0]).await.unwrap();
+        store.remove_network(other).await.unwrap();
+        store.remove_network(other).await.unwrap();
         store.set_generation(41).unwrap();
         store.set_generation(42).unwrap();
         store.set_starts(&[1, 2, 3]).unwrap();
         drop(store);
         let stored = open().load().unwrap();
         assert_eq!(stored.entries, [changed]);
+        assert_eq!(stored.networks, BTreeMap::from([(a.network, claims[1].clone())]));
         assert_eq!(stored.generation, 42);
         assert_eq!(stored.starts, [1, 2, 3]);
         assert!(stored.damaged.is_empty());

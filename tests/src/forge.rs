@@ -1,7 +1,7 @@
 //! Frames nobody honest would send.
 
 use std::io;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -51,11 +51,12 @@ fn checksum(header: &[u8]) -> u16 {
 
 /// Sends a frame in VXLAN from a namespace to a host: no key is needed for that.
 #[track_caller]
-pub fn send_vxlan(from: &Netns, to: Ipv4Addr, vni: u32, frame: &[u8]) {
+pub fn send_vxlan(from: &Netns, to: IpAddr, vni: u32, frame: &[u8]) {
     let mut payload = vec![0x08, 0, 0, 0];
     payload.extend((vni << 8).to_be_bytes());
     payload.extend(frame);
-    let sent = from.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?.send_to(&payload, (to, 4789)));
+    let any = if to.is_ipv6() { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
+    let sent = from.enter(|| UdpSocket::bind((any, 0))?.send_to(&payload, (to, 4789)));
     sent.unwrap_or_else(|e| panic!("cannot send to {to}: {e}"));
 }
 

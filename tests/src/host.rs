@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::cli::Outcome;
 use crate::container::Container;
 use crate::http::{self, Answer};
-use crate::lab::{REGION, Site, underlay_address, warren};
+use crate::lab::{REGION, Site, warren};
 use crate::netns::Netns;
 use crate::process;
 use crate::wait::{eventually, patience, seconds, want};
@@ -32,6 +32,7 @@ pub struct Host {
     site: Arc<Site>,
     name: String,
     number: u8,
+    address: IpAddr,
     dir: PathBuf,
     netns: Netns,
     settings: Mutex<Vec<(String, String)>>,
@@ -44,20 +45,21 @@ impl Host {
         let dir = site.dir.join(name);
         fs::create_dir_all(dir.join("containers")).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
         let netns = Netns::make(&dir.join("netns"));
-        let address = underlay_address(number);
+        let address = site.address(number);
         let peer = netns.path().display();
         site.underlay
             .run(&format!("ip link add p{number} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {peer}"));
         site.underlay.run(&format!("ip link set p{number} master br0 up"));
         netns.run("ip link set lo up");
         netns.run("ip link set eth0 up");
-        netns.run(&format!("ip address add {address}/24 dev eth0"));
+        add_address(&netns, address);
         netns.run("ip link add docker0 type bridge mcast_snooping 0");
         netns.run(&format!("ip address add {}/24 dev docker0", docker_address(number, 1)));
         netns.run("ip link set docker0 up");
         let host = Host {
             name: name.to_owned(),
             number,
+            address,
             netns,
             settings: Mutex::default(),
             agent: Mutex::default(),
@@ -75,8 +77,17 @@ impl Host {
     }
 
     /// Its address on the underlay.
-    pub fn address(&self) -> Ipv4Addr {
-        underlay_address(self.number)
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Gives it another address on the underlay, which its agent uses from the next start on; the old one is gone.
+    pub fn renumber(&mut self, number: u8) {
+        let old = std::mem::replace(&mut self.address, self.site.address(number));
+        let prefix = if old.is_ipv6() { 64 } else { 24 };
+        self.netns.run(&format!("ip address del {old}/{prefix} dev eth0"));
+        // After it: the second address of a subnet goes with the first.
+        add_address(&self.netns, self.address);
     }
 
     /// Its network namespace.
@@ -153,16 +164,16 @@ impl Host {
         let hosts = lock(&self.site.hosts).len().min(2) as u8;
         let seeds = (1..=hosts)
             .filter(|n| *n != self.number)
-            .map(|n| format!("\"{}:{GOSSIP_PORT}\"", underlay_address(n)));
+            .map(|n| format!("\"{}\"", SocketAddr::new(self.site.address(n), GOSSIP_PORT)));
         let (dir, region) = (self.dir.display(), self.site.dir.join("region"));
         let text = format!(
             "region = \"{REGION}\"\nhost = \"{name}\"\nstate_dir = \"{dir}/state\"\nrun_dir = \"{dir}/run\"\n\
-             [gossip]\nlisten = \"{address}:{GOSSIP_PORT}\"\nseeds = [{seeds}]\ninterval_ms = {interval}\n\
+             [gossip]\nlisten = \"{address}\"\nseeds = [{seeds}]\ninterval_ms = {interval}\n\
              [tls]\nca = \"{region}/ca.pem\"\ncert = \"{region}/{name}.pem\"\nkey = \"{region}/{name}.key\"\n\
              [http]\nlisten = \"{HTTP}\"\n",
             interval = patience(INTERVAL).as_millis(),
             name = self.name,
-            address = self.address(),
+            address = SocketAddr::new(self.address(), GOSSIP_PORT),
             seeds = seeds.collect::<Vec<_>>().join(", "),
             region = region.display(),
         );
@@ -388,6 +399,12 @@ impl Drop for Host {
 /// Where `wg show` finds the interface of a member.
 pub fn wg_socket(member: &str) -> PathBuf {
     Path::new("/run/wireguard").join(format!("wr{}.sock", &member[..12.min(member.len())]))
+}
+
+/// An address that is not probed for duplicates: the agent starts at once.
+fn add_address(netns: &Netns, address: IpAddr) {
+    let options = if address.is_ipv6() { "/64 dev eth0 nodad" } else { "/24 dev eth0" };
+    netns.run(&format!("ip address add {address}{options}"));
 }
 
 /// An address on the bridge of the host with this number.

@@ -1,7 +1,7 @@
 //! One laboratory: a directory, a region, an underlay, and what must be left of it in the end.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,19 +23,36 @@ pub struct Lab {
     site: Arc<Site>,
 }
 
+/// The address family of an underlay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
 /// What everything in one laboratory stands on.
 pub(crate) struct Site {
     pub(crate) dir: PathBuf,
     pub(crate) underlay: Netns,
-    /// Names of the hosts in the order they were made: the first is 192.0.2.1.
+    family: Family,
+    /// Names of the hosts in the order they were made: the first is 192.0.2.1, or 2001:db8::1.
     pub(crate) hosts: Mutex<Vec<String>>,
     /// Containers that were not destroyed, by host.
     pub(crate) containers: Mutex<Vec<(String, Netns)>>,
 }
 
 impl Lab {
-    /// A new laboratory; `name` is for its directory.
+    /// A new laboratory with an underlay of IPv4; `name` is for its directory.
     pub fn new(name: &str) -> Lab {
+        Lab::on(name, Family::V4)
+    }
+
+    /// As [`Lab::new`], with an underlay of IPv6 alone.
+    pub fn on_ipv6(name: &str) -> Lab {
+        Lab::on(name, Family::V6)
+    }
+
+    fn on(name: &str, family: Family) -> Lab {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         process::need(&[("ip", "iproute2"), ("bridge", "iproute2")]);
         assert!(
@@ -49,7 +66,7 @@ impl Lab {
         underlay.run("ip link set lo up");
         underlay.run("ip link add br0 type bridge mcast_snooping 0");
         underlay.run("ip link set br0 up");
-        let site = Site { dir, underlay, hosts: Mutex::default(), containers: Mutex::default() };
+        let site = Site { dir, underlay, family, hosts: Mutex::default(), containers: Mutex::default() };
         let lab = Lab { site: Arc::new(site) };
         lab.make_region("region");
         lab
@@ -127,11 +144,6 @@ pub fn start(hosts: &[Host]) {
     hosts.iter().for_each(|host| host.wait_hosts(hosts.len()));
 }
 
-/// The address of the host with this number.
-pub(crate) fn underlay_address(number: u8) -> Ipv4Addr {
-    Ipv4Addr::new(192, 0, 2, number)
-}
-
 /// Runs `warren` outside of any host.
 pub fn warren(args: &[&str]) -> Outcome {
     let mut command = process::command(&process::warren().display().to_string(), Place::Here);
@@ -182,6 +194,14 @@ pub fn link_names(netns: &Netns) -> Vec<String> {
 }
 
 impl Site {
+    /// The address of the host with this number.
+    pub(crate) fn address(&self, number: u8) -> IpAddr {
+        match self.family {
+            Family::V4 => Ipv4Addr::new(192, 0, 2, number).into(),
+            Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into()).into(),
+        }
+    }
+
     /// Reads every agent's log.
     fn logs(&self) -> Vec<(String, String)> {
         let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -10,7 +10,7 @@ use netlink_packet_route::link::LinkAttribute;
 
 use crate::error::Error;
 use crate::kernel::{Container, Route};
-use crate::netlink::link::LOOPBACK;
+use crate::netlink::link::{LOOPBACK, Seen};
 use crate::netlink::nft;
 use crate::netlink::socket::Rtnl;
 use crate::netlink::wireguard::{Wireguard, group};
@@ -57,11 +57,11 @@ pub(crate) fn apply(
         }
         InsideChange::Address(address) => {
             here(&|route| {
+                let link = own(route, member, site)?;
                 if matches!(address, IpNet::V6(_)) {
-                    netns::write_sysctl(&format!("ipv6/conf/{}/disable_ipv6", site.ifname), "0")?;
+                    take_ipv6(&site.ifname, link.up)?;
                 }
-                let index = index(route, member, site)?;
-                route.add_address(index, *address)
+                route.add_address(link.index, *address)
             })?;
             tell_addresses(wireguard, member, site, Some(address.addr()))
         }
@@ -74,7 +74,7 @@ pub(crate) fn apply(
         }
         InsideChange::LinkUp => here(&|route| {
             // Before it is up: no link-local address, which would be chosen as a source.
-            netns::write_sysctl(&format!("ipv6/conf/{}/addr_gen_mode", site.ifname), "1")?;
+            netns::write_sysctl(&format!("ipv6/conf/{}/addr_gen_mode", site.ifname), NO_LINK_LOCAL)?;
             let index = index(route, member, site)?;
             route.set_link(index, vec![], true)
         }),
@@ -92,12 +92,19 @@ pub(crate) fn apply(
     }
 }
 
-/// The member's side in its container; None when the namespace is gone or another.
-pub(crate) fn observe(wireguard: &Wireguard, member: &str, site: &Site) -> Result<Option<Inside>, Error> {
+/// The member's side in its container, without what is `beside` it, of its other networks; None when the
+/// namespace is gone or another.
+pub(crate) fn observe(
+    wireguard: &Wireguard,
+    member: &str,
+    site: &Site,
+    beside: &BTreeSet<IpNet>,
+) -> Result<Option<Inside>, Error> {
     let seen = site.netns.enter(|| -> Result<Inside, Error> {
         let failed = |error| Error::kernel(format!("observe {}", site.netns.path.display()), error);
         let mut route = Rtnl::here().map_err(failed)?;
         let mut inside = look(&mut route, wireguard, member, site).map_err(failed)?;
+        inside.unreachable.retain(|prefix| !beside.contains(prefix));
         // Without nf_tables there is no guard either.
         inside.guard = match nft::observe() {
             Ok(mut guards) => guards.remove(member),
@@ -160,10 +167,29 @@ pub(crate) fn survey(netns: NetnsRef, inode: u64, own: bool, nf_tables: bool) ->
     })
 }
 
-/// Index of the member's own interface: never of one that only has its name.
-fn index(route: &mut Rtnl, member: &str, site: &Site) -> io::Result<u32> {
+/// `addr_gen_mode` (IN6_ADDR_GEN_MODE_NONE).
+const NO_LINK_LOCAL: &str = "1";
+
+/// Lets the interface have IPv6 addresses, ours alone. Where its MTU was too small for IPv6 and is not any more the
+/// kernel has begun anew, with a link-local address.
+fn take_ipv6(ifname: &str, up: bool) -> io::Result<()> {
+    let [disable, generate] =
+        ["disable_ipv6", "addr_gen_mode"].map(|key| format!("ipv6/conf/{ifname}/{key}"));
+    if up && netns::read_sysctl(&generate)? != NO_LINK_LOCAL {
+        netns::write_sysctl(&generate, NO_LINK_LOCAL)?;
+        netns::write_sysctl(&disable, "1")?;
+    }
+    netns::write_sysctl(&disable, "0")
+}
+
+/// The member's own interface: never one that only has its name.
+fn own(route: &mut Rtnl, member: &str, site: &Site) -> io::Result<Seen> {
     let link = route.link(&site.ifname)?.filter(|link| link.group == group(member));
-    link.map(|link| link.index).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+    link.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+}
+
+fn index(route: &mut Rtnl, member: &str, site: &Site) -> io::Result<u32> {
+    own(route, member, site).map(|link| link.index)
 }
 
 /// The engine's ICMP errors come from the address that was set last.

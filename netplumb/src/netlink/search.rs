@@ -8,6 +8,8 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
+use ipnet::{IpNet, Ipv4Net};
+
 use crate::kernel::Found;
 use crate::netlink::socket::Rtnl;
 use crate::netlink::wireguard::{Wireguard, group};
@@ -42,16 +44,28 @@ fn look(
     members: &BTreeMap<String, Key>,
 ) -> io::Result<Vec<Found>> {
     let netns = NetnsRef { path: path.to_owned(), cookie: netns::cookie()? };
+    let mut route = Rtnl::here()?;
     let mut found = Vec::new();
-    for (ifname, link) in Rtnl::here()?.links()? {
+    for (ifname, link) in route.links()? {
         let marked = members.iter().find(|(member, _)| link.group == group(member));
         let Some((member, key)) = marked else { continue };
         let private_key = wireguard.private_key(member, &link)?;
         if let Some(private_key) = private_key.filter(|private_key| private_key.public() == *key) {
-            found.push(Found { member: member.clone(), netns: netns.clone(), inode, ifname, private_key });
+            let (member, netns) = (member.clone(), netns.clone());
+            let subnet = subnet(&mut route, link.index)?;
+            found.push(Found { member, netns, inode, ifname, private_key, subnet });
         }
     }
     Ok(found)
+}
+
+/// Where our IPv4 route through the link leads.
+fn subnet(route: &mut Rtnl, link: u32) -> io::Result<Option<Ipv4Net>> {
+    let ours = route.routes()?.into_iter().filter(|route| route.ours && route.index == Some(link));
+    Ok(ours.filter(|route| !route.unreachable).find_map(|route| match route.destination {
+        IpNet::V4(subnet) => Some(subnet),
+        IpNet::V6(_) => None,
+    }))
 }
 
 fn mounted() -> Vec<PathBuf> {

@@ -119,7 +119,11 @@ fn netns(network: u8, slot: u8) -> NetnsRef {
 
 /// A journal that names everything that can be.
 fn ours() -> Ours {
-    let trace = |network, slot| Trace { netns: netns(network, slot), ifname: "wg0".to_owned() };
+    let trace = |network, slot| Trace {
+        netns: netns(network, slot),
+        ifname: "wg0".to_owned(),
+        beside: BTreeSet::new(),
+    };
     let traces = |network| (0..MEMBERS).map(|slot| (member_id(slot), trace(network, slot))).collect();
     Ours { networks: (0..).zip(NETWORKS).map(|(index, name)| (name.to_owned(), traces(index))).collect() }
 }

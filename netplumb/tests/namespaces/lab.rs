@@ -240,7 +240,11 @@ pub fn desired(network: Network) -> Desired {
 /// A journal that names what is desired.
 pub fn ours(desired: &Desired) -> Ours {
     let traces = |network: &Network| {
-        let trace = |member: &Member| Trace { netns: member.netns.clone(), ifname: member.ifname.clone() };
+        let trace = |member: &Member| Trace {
+            netns: member.netns.clone(),
+            ifname: member.ifname.clone(),
+            beside: BTreeSet::new(),
+        };
         network.members.iter().map(|(id, member)| (id.clone(), trace(member))).collect()
     };
     Ours {

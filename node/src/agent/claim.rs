@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use gossip::id::MemberId;
 use gossip::record::{MEMBERS_MAX, MemberState, PublicKey};
+use ipnet::Ipv4Net;
 use netplumb::kernel::{Container, Kernel};
 use tokio::time::Instant;
 
 use super::Agent;
-use crate::attach::{Call, Claimed, Refusal, RefusalKind, interface, overlap};
-use crate::claims::desk::{Refused, Wanted};
+use crate::attach::{Call, Claimed, Refusal, RefusalKind, Room, interface};
+use crate::claims::desk::{Number, Refused, Wanted};
 use crate::claims::{DEFAULT_SUBNET, Need, Next, Told};
 use crate::project;
 use crate::store::{Entry, Store};
@@ -26,8 +27,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         mut told: Box<Told>,
     ) -> Result<Claimed, Refusal> {
         let Call { network, container: id, request } = call;
-        let same = |e: &&Entry| e.netns.cookie == container.netns.cookie && e.boot == self.boot;
-        let existing = self.journal.live().filter(|e| e.network == network).find(same).cloned();
+        let existing = self.beside(&container).find(|e| e.network == network).cloned();
         if let Some(entry) = existing {
             return Ok(match entry.state {
                 MemberState::Ready => {
@@ -44,43 +44,30 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 Refusal::new(RefusalKind::Conflict, detail).hint("detach it first, or give another --id")
             );
         }
-        if let Some(twin) = self.view.twin {
-            let detail =
-                format!("another machine at {twin} runs as host {}: this one is fenced", self.here.host);
-            return Err(
-                Refusal::new(RefusalKind::Conflict, detail).hint("give one of the two its own certificate")
-            );
+        self.not_fenced()?;
+        if let Some(why) = self.outside() {
+            return Ok(Claimed::Later(told, again(), why));
         }
-        if self.gossip.is_none() {
-            let why = self.unjoined.as_deref().unwrap_or("it is joining");
-            return Ok(Claimed::Later(told, again(), format!("this host has not joined the region: {why}")));
-        }
-        if self.journal.all().count() >= MEMBERS_MAX {
-            let live = self.journal.live().count();
-            let detail = format!(
-                "this host has {live} members and {} that rest after a detach, together the {MEMBERS_MAX} one \
-                 host may publish",
-                MEMBERS_MAX - live
-            );
-            return Err(Refusal::new(RefusalKind::Conflict, detail)
-                .hint("attach again when those that rest are free, or use another host"));
-        }
-        if container.leftovers && !self.journal.live().any(|e| same(&e)) {
-            // What a journal entry names is on its way out already.
-            let leaving = self.journal.all().any(|e| same(&e));
-            return Ok(if leaving { Claimed::Leaving(told, again()) } else { Claimed::Leftovers });
-        }
+        self.not_full()?;
         let subnet = self.ledger.networks.get(network).map_or(DEFAULT_SUBNET, |claim| claim.subnet);
-        overlap(&container, network, subnet)?;
-        let promised = |name: &str| self.journal.live().filter(same).any(|e| e.ifname == name);
+        if self.leaves(&container, subnet) {
+            return Ok(Claimed::Leaving(told, again()));
+        }
+        if container.leftovers && self.beside(&container).next().is_none() {
+            return Ok(Claimed::Leftovers);
+        }
+        self.room(&container).check(network, subnet)?;
+        let promised = |name: &str| self.beside(&container).any(|e| e.ifname == name);
         let ifname = interface(request.ifname.as_deref(), &container, promised)?;
         let need = Need {
             network,
             subnet,
-            app: request.app,
-            process: request.process.clone(),
             address: request.address.map_or(Wanted::Any, Wanted::Chosen),
-            ordinal: request.ordinal.map_or(Wanted::Any, Wanted::Chosen),
+            number: Some(Number {
+                app: request.app,
+                process: request.process.clone(),
+                chosen: request.ordinal,
+            }),
         };
         let things = match self.next(&need, &mut told) {
             Next::Have(things) => things,
@@ -90,8 +77,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         };
         let address =
             things.address.ok_or_else(|| Refusal::new(RefusalKind::Failed, "no address was given"))?;
-        overlap(&container, network, things.claim.subnet)?;
-        let mtu = netplumb::state::wg_mtu(self.mtu);
+        self.room(&container).check(network, things.claim.subnet)?;
         let private_key = netplumb::state::PrivateKey::generate();
         let entry = Entry {
             member: MemberId::random(),
@@ -107,8 +93,8 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             boot: self.boot.clone(),
             ifname,
             address,
-            address6: (container.ipv6 && mtu >= project::IPV6_MTU_MIN)
-                .then(|| project::address6(network, address)),
+            address6: (container.ipv6 && self.mtu_takes_ipv6()).then(|| project::address6(network, address)),
+            ipv6: container.ipv6,
             public_key: PublicKey(private_key.public().0),
             private_key,
             ports: request.ports,
@@ -119,12 +105,61 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         Ok(Claimed::New(Box::new(entry), self.hosts_of(network)))
     }
 
+    /// Own members in a container.
+    fn beside(&self, container: &Container) -> impl Iterator<Item = &Entry> {
+        let cookie = container.netns.cookie;
+        self.journal.live().filter(move |e| e.netns.cookie == cookie && e.boot == self.boot)
+    }
+
+    /// Whether an earlier member is on its way out of the container, whose addresses are wanted now.
+    fn leaves(&self, container: &Container, subnet: Ipv4Net) -> bool {
+        let meets = |e: &Entry| e.claim.subnet.contains(&subnet) || subnet.contains(&e.claim.subnet);
+        self.journal.in_kernel().any(|e| {
+            e.state == MemberState::Released
+                && (e.netns.cookie, &e.boot) == (container.netns.cookie, &self.boot)
+                && meets(e)
+        })
+    }
+
+    fn room<'a>(&'a self, container: &'a Container) -> Room<'a> {
+        let beside = self.beside(container).map(|e| (e.network, e.claim.subnet)).collect();
+        Room { container, beside, networks: &self.ledger.networks }
+    }
+
+    /// Refuses what another machine of this host's name may be doing.
+    pub(super) fn not_fenced(&self) -> Result<(), Refusal> {
+        let Some(twin) = self.view.twin else { return Ok(()) };
+        let detail = format!("another machine at {twin} runs as host {}: this one is fenced", self.here.host);
+        Err(Refusal::new(RefusalKind::Conflict, detail).hint("give one of the two its own certificate"))
+    }
+
+    /// Why nothing can be claimed yet, in words.
+    pub(super) fn outside(&self) -> Option<String> {
+        let why = self.unjoined.as_deref().unwrap_or("it is joining");
+        self.gossip.is_none().then(|| format!("this host has not joined the region: {why}"))
+    }
+
+    fn not_full(&self) -> Result<(), Refusal> {
+        if self.journal.all().count() < MEMBERS_MAX {
+            return Ok(());
+        }
+        let live = self.journal.live().count();
+        let detail = format!(
+            "this host has {live} members and {} that rest after a detach, together the {MEMBERS_MAX} one \
+             host may publish",
+            MEMBERS_MAX - live
+        );
+        Err(Refusal::new(RefusalKind::Conflict, detail)
+            .hint("attach again when those that rest are free, or use another host"))
+    }
+
     /// A built member becomes ready: it is listened for, and its record names only what is programmed.
     pub(super) fn ready(&mut self, member: &MemberId) -> Result<Entry, Refusal> {
         let gone = || Refusal::new(RefusalKind::Conflict, "the member was detached while it was attached");
         let refused = self.context.built.borrow().without_ipv6.contains(member);
         let entry = self.journal().change(member, |e| {
             e.state = MemberState::Ready;
+            e.ipv6 &= !refused;
             e.address6 = e.address6.filter(|_| !refused);
         });
         let entry = entry.cloned().ok_or_else(gone)?;
@@ -134,7 +169,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     }
 }
 
-fn again() -> Instant {
+pub(super) fn again() -> Instant {
     Instant::now() + AGAIN
 }
 

@@ -1,17 +1,18 @@
 //! Own claims that lost: networks follow what the region says of them, contested members get other
 //! things.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use gossip::id::{HostId, MemberId, NetworkId};
+use gossip::record::NetworkRecord;
 use netplumb::kernel::Kernel;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Agent, EventKind};
-use crate::claims::desk::Wanted;
+use crate::claims::desk::{Number, Wanted};
 use crate::claims::{Desk, Need, Next, Question, Told};
 use crate::project;
 use crate::store::{Entry, Store};
@@ -30,26 +31,49 @@ pub enum Moved {
 }
 
 impl<K: Kernel, S: Store + Clone> Agent<K, S> {
-    /// Own members follow their network's claim. Whether anything changed.
+    /// Own members, and networks made here, follow what the region says of the network. Whether anything
+    /// changed.
     pub(super) fn follow_claims(&mut self) -> bool {
-        let stale = |e: &&Entry| self.ledger.networks.get(e.network).is_some_and(|claim| claim != e.claim);
-        let stale: Vec<Entry> = self.journal.live().filter(stale).cloned().collect();
-        let (mut moved, mut told): (BTreeSet<NetworkId>, BTreeSet<NetworkId>) = Default::default();
-        for mut entry in stale.iter().cloned() {
-            let Some(claim) = self.ledger.networks.get(entry.network) else { continue };
-            if claim.vni != entry.claim.vni && moved.insert(entry.network) {
-                let (network, old, new) = (entry.network, entry.claim.vni, claim.vni);
-                tracing::warn!(%network, old, new, "the network has another VNI now");
-                self.events.note(EventKind::VniMoved, format!("{network}: VNI {old} became {new}"));
-                self.metrics.conflict("vni");
-            }
-            if claim.forwards() != entry.claim.forwards() && told.insert(entry.network) {
-                self.tell_forwarding(entry.network, claim.forwards());
-            }
-            entry.claim = claim;
-            self.change(entry);
+        let newer = |network: NetworkId, had: &NetworkRecord| {
+            self.ledger.networks.get(network).filter(|claim| claim != had)
+        };
+        let stale = |e: &Entry| Some((e.clone(), newer(e.network, &e.claim)?));
+        let stale: Vec<(Entry, NetworkRecord)> = self.journal.live().filter_map(stale).collect();
+        let made = |(network, had): (&NetworkId, &NetworkRecord)| {
+            Some((*network, (had.clone(), newer(*network, had)?)))
+        };
+        let made: BTreeMap<NetworkId, _> = self.journal.created().iter().filter_map(made).collect();
+        let mut told = made.clone();
+        told.extend(stale.iter().map(|(e, claim)| (e.network, (e.claim.clone(), claim.clone()))));
+        for (network, (had, claim)) in &told {
+            self.tell_claim(*network, had, claim);
         }
-        !stale.is_empty()
+        for (network, (_, claim)) in made {
+            self.change_created(network, claim);
+        }
+        for (entry, claim) in stale {
+            self.change(Entry { claim, ..entry });
+        }
+        !told.is_empty()
+    }
+
+    /// Tells people what became of a network.
+    fn tell_claim(&mut self, network: NetworkId, had: &NetworkRecord, claim: &NetworkRecord) {
+        if claim.vni != had.vni {
+            let (old, new) = (had.vni, claim.vni);
+            tracing::warn!(%network, old, new, "the network has another VNI now");
+            self.events.note(EventKind::VniMoved, format!("{network}: VNI {old} became {new}"));
+            self.metrics.conflict("vni");
+        }
+        if claim.subnet != had.subnet {
+            let (old, new) = (had.subnet, claim.subnet);
+            tracing::warn!(%network, %old, %new, "the network has another subnet now");
+            self.events.note(EventKind::SubnetMoved, format!("{network}: subnet {old} became {new}"));
+            self.metrics.conflict("subnet");
+        }
+        if claim.forwards() != had.forwards() {
+            self.tell_forwarding(network, claim.forwards());
+        }
     }
 
     /// Begins to give contested members other things, each in a task of its own.
@@ -80,10 +104,8 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         (address || ordinal).then(|| Need {
             network: entry.network,
             subnet: entry.claim.subnet,
-            app: entry.app,
-            process: entry.process.clone(),
             address: if address { Wanted::Any } else { Wanted::Nothing },
-            ordinal: if ordinal { Wanted::Any } else { Wanted::Nothing },
+            number: ordinal.then(|| Number { app: entry.app, process: entry.process.clone(), chosen: None }),
         })
     }
 

@@ -34,6 +34,8 @@ pub enum EventKind {
     Renumbered,
     /// A network's VNI was another network's, or its hosts did not agree: it has another one.
     VniMoved,
+    /// Two parts of the region had given a network different subnets: it has another one here.
+    SubnetMoved,
     /// Other names are passed on for a network's containers, or no more.
     Forwarding,
     /// This host was away, and somebody else has what a member of it held.
@@ -56,6 +58,7 @@ impl EventKind {
             EventKind::Readdressed => "readdressed",
             EventKind::Renumbered => "renumbered",
             EventKind::VniMoved => "vni-moved",
+            EventKind::SubnetMoved => "subnet-moved",
             EventKind::Forwarding => "forwarding",
             EventKind::Yielded => "yielded",
             EventKind::Adopted => "adopted",
@@ -104,7 +107,13 @@ mod tests {
 
     #[test]
     fn kinds_have_one_name() {
-        for kind in [EventKind::Joined, EventKind::VniMoved, EventKind::CutOff, EventKind::Fenced] {
+        for kind in [
+            EventKind::Joined,
+            EventKind::VniMoved,
+            EventKind::SubnetMoved,
+            EventKind::CutOff,
+            EventKind::Fenced,
+        ] {
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
         }
     }

@@ -13,7 +13,7 @@ use netplumb::plan::Prune;
 use tokio::time::Instant;
 
 use super::reconcile::Wanted;
-use super::{Agent, EventKind, Snapshot};
+use super::{Agent, Built, EventKind, Snapshot};
 use crate::claims::Changes;
 use crate::journal::Journal;
 use crate::project;
@@ -35,7 +35,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     pub(super) async fn follow(&mut self) {
         let mut touched = Touched::default();
         self.advance(&mut touched);
-        if self.follow_claims() {
+        if self.follow_claims() | self.follow_mtu() {
             self.advance(&mut touched);
         }
         self.publish().await;
@@ -84,6 +84,40 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             self.mtu = mtu;
         }
         self.tell_region(old);
+    }
+
+    /// Own members have an IPv6 address where their container takes one and the region's MTU allows it. Whether
+    /// anything changed.
+    fn follow_mtu(&mut self) -> bool {
+        if self.mtu == 0 {
+            return false;
+        }
+        let fits = self.mtu_takes_ipv6();
+        let stale = |e: &&Entry| e.address6.is_some() != (e.ipv6 && fits);
+        let stale: Vec<Entry> = self.journal.live().filter(stale).cloned().collect();
+        for entry in &stale {
+            let address6 = fits.then(|| project::address6(entry.network, entry.address));
+            self.change(Entry { address6, ..entry.clone() });
+        }
+        !stale.is_empty()
+    }
+
+    /// Whether `wgN` is wide enough for IPv6 in this region.
+    pub(super) fn mtu_takes_ipv6(&self) -> bool {
+        netplumb::state::wg_mtu(self.mtu) >= netplumb::state::IPV6_MTU_MIN
+    }
+
+    /// A container that refused its IPv6 address is not found by it.
+    pub(super) async fn drop_refused_ipv6(&mut self, built: &Built) {
+        let refused =
+            |e: &&Entry| e.ipv6 && e.state == MemberState::Ready && built.without_ipv6.contains(&e.member);
+        let refused: Vec<Entry> = self.journal.live().filter(refused).cloned().collect();
+        for entry in &refused {
+            self.change(Entry { ipv6: false, address6: None, ..entry.clone() });
+        }
+        if !refused.is_empty() {
+            self.follow().await;
+        }
     }
 
     fn tell_region(&mut self, old: &View) {
@@ -229,6 +263,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             generation: self.gossip.as_ref().map_or(0, |g| g.generation()),
             unjoined: self.unjoined.clone(),
             events: self.events.log(),
+            mtu: netplumb::state::wg_mtu(self.mtu),
         });
     }
 

@@ -31,7 +31,8 @@ pub(super) enum Joined {
     /// The region has been heard; nothing is published yet.
     Arrived(Box<Arrival>),
     In(Gossip, mpsc::Receiver<Ask>),
-    Not(JoinError),
+    /// Why not, in words.
+    Not(String),
 }
 
 impl<K: Kernel, S: Store + Clone> Agent<K, S> {
@@ -54,7 +55,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 tokio::time::sleep(delay).await;
             }
             let arrived = Arrival::at(join.config.clone(), join.wire.clone()).await;
-            let joined = arrived.map_or_else(Joined::Not, |arrival| Joined::Arrived(Box::new(arrival)));
+            let joined = arrived.map_or_else(not, |arrival| Joined::Arrived(Box::new(arrival)));
             // The receiver ends with the loop only.
             let _ = answer.send(joined).await;
         });
@@ -68,6 +69,11 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         answer: &mpsc::Sender<Joined>,
     ) {
         self.view = arrival.view();
+        if let Some(why) = self.stranger() {
+            let answer = answer.clone();
+            self.tasks.spawn(async move { _ = answer.send(Joined::Not(why)).await });
+            return;
+        }
         let alone = self.seeds.is_empty() && self.view.hosts.len() <= 1;
         if !self.taken_over && (alone || (self.view.whole && self.others_answer())) {
             self.take_over(Vec::new()).await;
@@ -80,7 +86,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             let persist = move |generation| store.set_generation(generation);
             let joined = match arrival.join(records, persist).await {
                 Ok((gossip, asks)) => Joined::In(gossip, asks),
-                Err(error) => Joined::Not(error),
+                Err(error) => not(error),
             };
             let _ = answer.send(joined).await;
         });
@@ -110,6 +116,12 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         }
     }
 
+    /// Why this host has no place in the region, in words.
+    fn stranger(&self) -> Option<String> {
+        let heard = project::heard(&self.view, &self.here.host);
+        project::foreign_family(heard, self.here.vtep.address)
+    }
+
     fn others_answer(&self) -> bool {
         self.view.hosts.iter().any(|(host, h)| *host != self.here.host && h.standing.answers())
     }
@@ -136,11 +148,11 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         let Ok(member) = found.member.parse::<MemberId>() else { return };
         let own = self.view.hosts.get(&self.here.host).and_then(|h| h.records.networks.get(&network));
         let claim = self.ledger.networks.get(network).or_else(|| own.cloned());
-        // A network of this host alone, whose record nobody remembers, begins anew.
+        // A network of this host alone, whose record nobody remembers, begins anew where its members are.
         let claim = claim.unwrap_or_else(|| NetworkRecord {
             counter: self.ledger.next_counter(),
             vni: vni_candidate(network, 0),
-            subnet: DEFAULT_SUBNET,
+            subnet: found.subnet.unwrap_or(DEFAULT_SUBNET),
             forwarding: None,
             unknown: BTreeMap::new(),
         });
@@ -163,6 +175,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             ifname: found.ifname,
             address: record.address,
             address6: record.address6,
+            ipv6: record.address6.is_some(),
             public_key: record.key,
             private_key: found.private_key,
             ports: record.ports().collect(),
@@ -202,6 +215,10 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             self.change(Entry { counter, ..entry });
         }
     }
+}
+
+fn not(error: JoinError) -> Joined {
+    Joined::Not(error.to_string())
 }
 
 /// Three starts within a minute delay the next join by 5 s, 10 s … 60 s: every start is a new

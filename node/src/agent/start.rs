@@ -35,7 +35,7 @@ where
     S: Store + Clone,
     W: gossip::Wire + Clone,
 {
-    let Stored { generation, mut starts, entries, known, damaged } = seams.store.load()?;
+    let Stored { generation, mut starts, entries, networks, known, damaged } = seams.store.load()?;
     // An empty journal may be a lost one.
     let intact = damaged.is_empty() && !entries.is_empty();
     for path in damaged {
@@ -62,7 +62,7 @@ where
     metrics.set_resolver(names.counters());
 
     let view = Arc::new(gossiping.known_view());
-    let journal = Arc::new(Journal::restore(entries, Instant::now() + quarantine));
+    let journal = Arc::new(Journal::restore(entries, networks, Instant::now() + quarantine));
     let (snapshot, snapshots) = watch::channel(Snapshot {
         view: view.clone(),
         journal: journal.clone(),
@@ -70,6 +70,7 @@ where
         generation: 0,
         unjoined: Some(UNJOINED.into()),
         events: Arc::default(),
+        mtu: 0,
     });
     let (steps, step_queue) = mpsc::channel(256);
     let wanted =

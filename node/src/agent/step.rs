@@ -56,6 +56,16 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 let _ = reply.send(ready);
             }
             Step::Turn(reply) => drop(reply.send(())),
+            Step::Create(network, subnet, told, reply) => {
+                let created = self.create(network, subnet, told);
+                self.follow().await;
+                let _ = reply.send(created);
+            }
+            Step::Forget(network, reply) => {
+                let forgotten = self.forget(network);
+                self.follow().await;
+                let _ = reply.send(forgotten);
+            }
             Step::Forward(network, forward, reply) => {
                 let set = self.set_forwarding(network, forward);
                 self.follow().await;
@@ -119,6 +129,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     }
 
     pub(super) async fn on_built(&mut self, built: &Built) {
+        self.drop_refused_ipv6(built).await;
         if built.revision >= self.revision {
             let gone: Vec<MemberId> =
                 self.journal.to_tear_down().into_iter().filter(|m| !built.failed.contains_key(m)).collect();

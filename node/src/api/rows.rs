@@ -8,6 +8,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
 use gossip::record::{MemberState, NetworkRecord};
+use gossip::standing::Standing;
 use netplumb::engine::Facts;
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +16,10 @@ use super::{Served, malformed};
 use crate::agent::{Built, Event, Snapshot};
 use crate::attach::Refusal;
 use crate::claims::Ledger;
+use crate::config::Config;
 use crate::lookup::{self, Lookup};
+use crate::project;
+use crate::store::Entry;
 
 /// The agent in figures.
 #[derive(Debug, Serialize, Deserialize)]
@@ -98,7 +102,7 @@ pub struct NetworkClaims {
     pub ordinals_contested: usize,
 }
 
-fn claims_of(ledger: &Ledger, network: NetworkId, record: &NetworkRecord) -> NetworkClaims {
+pub(super) fn claims_of(ledger: &Ledger, network: NetworkId, record: &NetworkRecord) -> NetworkClaims {
     let claims = ledger.claims(network);
     let (tally, (ordinals, ordinals_contested)) = (claims.tally(), claims.numbers());
     let used = tally.held + tally.released + tally.ghosts;
@@ -140,6 +144,8 @@ pub(super) fn status_of<K, S: Clone>(served: &Served<K, S>) -> Status {
     ];
     let engine = served.metrics.engine().map(EngineRow::from);
     let mut problems = problems(&snapshot, sum(|n| n.contested), &served.context.built.borrow());
+    problems.extend(strangers(&snapshot, &served.config));
+    problems.extend(overlaps(&snapshot));
     if engine.as_ref().is_some_and(|engine| engine.pid.is_none()) {
         problems.push("the engine's process does not answer: see the agent's log".to_owned());
     }
@@ -190,6 +196,35 @@ fn problems(snapshot: &Snapshot, contested: usize, built: &Built) -> Vec<String>
         .chain(flushed)
         .chain(built.errors.iter().cloned())
         .collect()
+}
+
+/// Hosts that this one cannot tunnel to.
+fn strangers(snapshot: &Snapshot, config: &Config) -> impl Iterator<Item = String> {
+    let from = config.underlay.address;
+    let others = snapshot
+        .view
+        .hosts
+        .iter()
+        .filter(move |(_, h)| h.standing != Standing::Gone && !project::same_family(h, from));
+    others.map(move |(host, h)| project::stranger(from, host, h.records.host.vtep))
+}
+
+/// Containers whose networks got overlapping subnets on two sides of a cut.
+fn overlaps(snapshot: &Snapshot) -> Vec<String> {
+    let live: Vec<&Entry> = snapshot.journal.live().collect();
+    let pairs =
+        live.iter().enumerate().flat_map(|(i, one)| live[..i].iter().map(move |other| (*one, *other)));
+    let clash = |(one, other): &(&Entry, &Entry)| {
+        let (a, b) = (one.claim.subnet, other.claim.subnet);
+        one.netns.cookie == other.netns.cookie && (a.contains(&b) || b.contains(&a))
+    };
+    let text = |(one, other): (&Entry, &Entry)| {
+        format!(
+            "container {} is in {} ({}) and {} ({}), which overlap: detach it from one of them",
+            one.container, one.network, one.claim.subnet, other.network, other.claim.subnet
+        )
+    };
+    pairs.filter(clash).map(text).collect()
 }
 
 /// One host of the region.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gossip::id::{HostId, MemberId, NetworkId};
-use gossip::record::MemberState;
+use gossip::record::{MemberState, NetworkRecord};
+use ipnet::Ipv4Net;
 use netplumb::kernel::{Container, Kernel, NetnsSource};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -35,6 +36,16 @@ pub enum Claimed {
     Leaving(Box<Told>, Instant),
     /// Claimed and published as joining; these hosts have members of the network.
     New(Box<Entry>, Vec<HostId>),
+}
+
+/// What the loop says to a network that is made.
+pub enum Created {
+    /// It is published so.
+    Done(NetworkRecord),
+    /// Judges are to be asked.
+    Ask(Box<Told>, Vec<(HostId, Question)>),
+    /// Nothing can be claimed yet: ask again then.
+    Later(Box<Told>, Instant, String),
 }
 
 /// What a task needs of the agent.
@@ -184,9 +195,49 @@ impl<K: Kernel, S: Store> Context<K, S> {
         asked.unwrap_or_else(|refusal| Err(refusal.detail))
     }
 
+    /// Makes a network, with this subnet or any; it is on disk when this returns.
+    pub async fn create(self, network: NetworkId, subnet: Option<Ipv4Net>) -> Result<(), Refusal> {
+        let deadline = Instant::now() + ATTACH_BOUND;
+        let mut told = Box::<Told>::default();
+        let claim = loop {
+            match self.step(|reply| Step::Create(network, subnet, told, reply)).await?? {
+                Created::Done(claim) => break claim,
+                Created::Ask(back, questions) => {
+                    told = back;
+                    self.ask(&mut told, questions).await?;
+                }
+                Created::Later(_, then, why) if then > deadline => {
+                    return Err(Refusal::new(RefusalKind::Unready, why));
+                }
+                Created::Later(back, then, _) => {
+                    tokio::time::sleep_until(then).await;
+                    told = back;
+                }
+            }
+        };
+        if let Err(error) = self.store.put_network(network, &claim).await {
+            // Its members, if it has any meanwhile, keep it.
+            let _ = self.step(|reply| Step::Forget(network, reply)).await?;
+            return Err(unwritten(&error));
+        }
+        Ok(())
+    }
+
+    /// Forgets a network made here; one that is not there is forgotten.
+    pub async fn forget(self, network: NetworkId) -> Result<(), Refusal> {
+        if self.step(|reply| Step::Forget(network, reply)).await?? {
+            self.store.remove_network(network).await.map_err(|e| unwritten(&e))?;
+        }
+        Ok(())
+    }
+
     /// Says whether other names are passed on for a network's containers.
     pub async fn forward(self, network: NetworkId, forward: bool) -> Result<(), Refusal> {
-        self.step(|reply| Step::Forward(network, forward, reply)).await?
+        let made = self.step(|reply| Step::Forward(network, forward, reply)).await??;
+        match made {
+            Some(claim) => self.store.put_network(network, &claim).await.map_err(|e| unwritten(&e)),
+            None => Ok(()),
+        }
     }
 
     /// Gives a contested member other things; it keeps its key and its names.

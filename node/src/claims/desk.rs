@@ -33,31 +33,38 @@ pub struct Desk<'a> {
     pub now: Instant,
 }
 
-/// What a member needs.
+/// What a member needs, or a network that is made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Need {
     /// Its network.
     pub network: NetworkId,
     /// The subnet, should nobody have a word on the network yet.
     pub subnet: Ipv4Net,
-    /// Its app.
-    pub app: AppId,
-    /// Its process type.
-    pub process: ProcessType,
     /// The address.
     pub address: Wanted<Ipv4Addr>,
-    /// The number.
-    pub ordinal: Wanted<u32>,
+    /// The number; none where it has one, or needs none.
+    pub number: Option<Number>,
 }
 
-/// Whether a thing is needed, and which.
+/// A number that is needed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Number {
+    /// Among the members of this app.
+    pub app: AppId,
+    /// Of this process type.
+    pub process: ProcessType,
+    /// The one the caller chose.
+    pub chosen: Option<u32>,
+}
+
+/// Whether an address is needed, and which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted<T> {
     /// Any.
     Any,
     /// The one the caller chose.
     Chosen(T),
-    /// The member has it.
+    /// The member has it, or there is none.
     Nothing,
 }
 

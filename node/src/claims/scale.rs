@@ -117,10 +117,8 @@ fn one_write_in_a_region_of_a_thousand_hosts() {
     let need = Need {
         network: mine,
         subnet: DEFAULT_SUBNET,
-        app: AppId::random(),
-        process: "web".parse().unwrap(),
         address: desk::Wanted::Any,
-        ordinal: desk::Wanted::Any,
+        number: Some(desk::Number { app: AppId::random(), process: "web".parse().unwrap(), chosen: None }),
     };
     time("whom to ask for an address and a number", |_| {
         let now = Instant::now() + Duration::from_secs(5);

@@ -11,7 +11,7 @@ use gossip::standing::Standing;
 use proptest::prelude::*;
 use tokio::time::Instant;
 
-use super::desk::{ROUNDS_MAX, Refused, Wanted};
+use super::desk::{Number, ROUNDS_MAX, Refused, Wanted};
 use super::fixtures::*;
 use super::ledger::Phase;
 use super::*;
@@ -21,10 +21,8 @@ fn need() -> Need {
     Need {
         network: pn(),
         subnet: DEFAULT_SUBNET,
-        app: AP.parse().unwrap(),
-        process: "web".parse().unwrap(),
         address: Wanted::Any,
-        ordinal: Wanted::Any,
+        number: Some(Number { app: AP.parse().unwrap(), process: "web".parse().unwrap(), chosen: None }),
     }
 }
 
@@ -100,7 +98,7 @@ async fn a_new_host_asks_the_others_and_waits_for_nobody() {
     world.show_all(&region);
     world.start("new", &region);
     let began = world.now;
-    let addresses_only = Need { ordinal: Wanted::Nothing, ..need() };
+    let addresses_only = Need { number: None, ..need() };
     for _ in 0..50 {
         for name in ["new", "a", "b"] {
             world.attach(name, &addresses_only, &mut region).unwrap();
@@ -177,12 +175,7 @@ async fn ghosts_are_kept_until_nothing_else_is_left() {
     let mut given = Vec::new();
     for _ in 0..2 {
         given.push(
-            world
-                .attach("a", &Need { ordinal: Wanted::Nothing, ..need() }, &mut region)
-                .unwrap()
-                .1
-                .address
-                .unwrap(),
+            world.attach("a", &Need { number: None, ..need() }, &mut region).unwrap().1.address.unwrap(),
         );
         world.show_all(&region);
     }
@@ -201,7 +194,7 @@ async fn a_whole_app_is_replaced_within_the_quarantine() {
     let mut region = Region::of(&names);
     region.put_network("a", PN, claim(1, 42));
     let mut world = World::settled(&names, &region);
-    let addresses_only = Need { ordinal: Wanted::Nothing, ..need() };
+    let addresses_only = Need { number: None, ..need() };
     let mut live = Vec::new();
     for (i, name) in names.iter().cycle().take(600).enumerate() {
         live.push((*name, world.attach(name, &addresses_only, &mut region).unwrap().0));
@@ -234,7 +227,7 @@ async fn a_network_fills_to_its_last_address() {
     let mut region = Region::of(&names);
     region.put_network("a", PN, claim(1, 42));
     let mut world = World::settled(&names, &region);
-    let addresses_only = Need { ordinal: Wanted::Nothing, ..need() };
+    let addresses_only = Need { number: None, ..need() };
     for (i, name) in names.iter().cycle().take(1022).enumerate() {
         if let Err(refused) = world.attach(name, &addresses_only, &mut region) {
             panic!("{i} are held: {refused}");
@@ -298,7 +291,7 @@ async fn waiting_is_bounded() {
     region.view.whole = false;
     let mut world = World::settled(&["a"], &region);
     world.deaf.insert(host("b"));
-    let (refused, took) = world.get("a", &Need { ordinal: Wanted::Nothing, ..need() });
+    let (refused, took) = world.get("a", &Need { number: None, ..need() });
     let refused = refused.unwrap_err();
     assert!(matches!(&refused, Refused::Unfit { why, .. } if why.contains("whole")), "{refused}");
     assert!(took <= HOLD + Duration::from_millis(1500), "{took:?}");
@@ -365,7 +358,7 @@ async fn two_sides_of_a_cut_collide_last() {
     world.show("a", &left);
     world.show("b", &right);
     world.pass(HOLD);
-    let addresses_only = Need { ordinal: Wanted::Nothing, ..need() };
+    let addresses_only = Need { number: None, ..need() };
     for _ in 0..200 {
         world.attach("a", &addresses_only, &mut left).unwrap();
         world.show("a", &left);

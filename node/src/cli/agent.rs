@@ -30,7 +30,7 @@ use crate::store::{DirStore, Store};
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Check the configuration and the certificates, and stop
+    /// Check the configuration, the certificates and the underlay address, and stop
     #[arg(long)]
     check: bool,
     #[command(flatten)]
@@ -43,7 +43,8 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
     let config = args.config.load()?;
     let identity = identity(&config)?;
     if args.check {
-        tracing::info!(region = %config.region, host = %config.host, "configuration and certificates are good");
+        let mtu = check_underlay(&config)?;
+        tracing::info!(region = %config.region, host = %config.host, mtu, "configuration, certificates and underlay are good");
         return Ok(ExitCode::SUCCESS);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -69,6 +70,19 @@ pub(super) fn identity(config: &Config) -> Result<Identity, Failure> {
         return Err(Failure::new(message).hint("set `host`, or issue a certificate for this host"));
     }
     Ok(identity)
+}
+
+/// The underlay is this host's, and of the same address family as that of the hosts known last: its MTU.
+fn check_underlay(config: &Config) -> Result<u32, Failure> {
+    let address = config.underlay.address;
+    let mtu = netplumb::netlink::underlay_mtu(address).map_err(|e| Failure::new(e.to_string()))?;
+    let known = crate::store::known(&config.state_dir);
+    let known = known.map_err(|e| Failure::new(format!("state_dir {}: {e}", config.state_dir.display())))?;
+    let known: Vec<_> = known.iter().filter_map(|known| Some((&known.host, known.vtep()?))).collect();
+    match crate::project::foreign_family(known.into_iter(), address) {
+        Some(why) => Err(Failure::new(why).hint("if the whole region moves, stop all its agents before")),
+        None => Ok(mtu),
+    }
 }
 
 async fn serve(

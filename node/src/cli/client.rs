@@ -89,6 +89,12 @@ impl Client {
         self.call(Method::PUT, path, body.into())
     }
 
+    /// Changes something.
+    pub fn patch<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
+        let body = serde_json::to_vec(body).map_err(|e| Failure::new(e.to_string()))?;
+        self.call(Method::PATCH, path, body.into())
+    }
+
     /// Ends something.
     pub fn delete(&self, path: &str) -> Result<(), Failure> {
         self.send(Method::DELETE, path, Bytes::new()).map(|_| ())

@@ -15,7 +15,7 @@ use super::log::LogArgs;
 use super::{Failure, engine};
 use crate::config::Config;
 use crate::project;
-use crate::store::{self, DirStore, Store as _};
+use crate::store::{self, DirStore, Store as _, Stored};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -48,7 +48,7 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
 }
 
 async fn reset(config: &Config, store: &DirStore, log: &LogArgs) -> anyhow::Result<()> {
-    let entries = store.load()?.entries;
+    let Stored { entries, networks, .. } = store.load()?;
     let engine = Arc::new(engine::find(config, log)?);
     let kernel = NetlinkKernel::new(&config.run_dir, config.backend, engine.clone())?;
     let mut reconciler = Reconciler::new(kernel.clone());
@@ -60,6 +60,9 @@ async fn reset(config: &Config, store: &DirStore, log: &LogArgs) -> anyhow::Resu
     kernel.sweep(&Ours::default()).await?;
     for entry in &entries {
         store.remove(&entry.member).await.context("a journal entry cannot be removed")?;
+    }
+    for network in networks.keys() {
+        store.remove_network(*network).await.context("a network made here cannot be forgotten")?;
     }
     drop((reconciler, kernel));
     if let Some(engine) = Arc::into_inner(engine) {

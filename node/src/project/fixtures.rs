@@ -42,6 +42,7 @@ pub fn entry(last: u8, state: MemberState) -> Entry {
         ifname: "wg0".into(),
         address: Ipv4Addr::new(10, 240, 0, last),
         address6: None,
+        ipv6: false,
         private_key: PrivateKey([last; 32]),
         public_key: gossip::record::PublicKey(PrivateKey([last; 32]).public().0),
         ports: Vec::new(),

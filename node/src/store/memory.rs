@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use gossip::View;
-use gossip::id::{HostId, MemberId};
+use gossip::id::{HostId, MemberId, NetworkId};
+use gossip::record::NetworkRecord;
 
 use super::{Entry, Store, Stored};
 
@@ -21,6 +22,7 @@ struct Held {
     generation: u64,
     starts: Vec<u64>,
     entries: BTreeMap<MemberId, Entry>,
+    networks: BTreeMap<NetworkId, NetworkRecord>,
     /// Whose store it is, and what it last saw: encoded when it is read, which is seldom.
     known: Option<(HostId, Arc<View>)>,
     /// Entries of which only a part was written.
@@ -58,10 +60,12 @@ impl MemoryStore {
 
     /// What was stored becomes a copy of what another store holds: a machine's image, started twice.
     pub fn copy_from(&self, other: &MemoryStore) {
-        let (generation, starts, entries, known) = other
-            .with(|held| (held.generation, held.starts.clone(), held.entries.clone(), held.known.clone()));
+        let (generation, starts, known) =
+            other.with(|held| (held.generation, held.starts.clone(), held.known.clone()));
+        let (entries, networks) = other.with(|held| (held.entries.clone(), held.networks.clone()));
         self.with(|held| {
-            (held.generation, held.starts, held.entries, held.known) = (generation, starts, entries, known);
+            (held.generation, held.starts, held.known) = (generation, starts, known);
+            (held.entries, held.networks) = (entries, networks);
         });
     }
 
@@ -96,6 +100,7 @@ impl Store for MemoryStore {
                 generation: held.generation,
                 starts: held.starts.clone(),
                 entries: held.entries.values().cloned().collect(),
+                networks: held.networks.clone(),
                 known: held.known.as_ref().map(|(own, view)| view.known(own)).unwrap_or_default(),
                 damaged: torn.iter().map(|member| format!("members/{member}.damaged").into()).collect(),
             }
@@ -116,6 +121,16 @@ impl Store for MemoryStore {
     async fn remove(&self, member: &MemberId) -> io::Result<()> {
         self.delay().await;
         self.write(|held| _ = held.entries.remove(member))
+    }
+
+    async fn put_network(&self, network: NetworkId, claim: &NetworkRecord) -> io::Result<()> {
+        self.delay().await;
+        self.write(|held| _ = held.networks.insert(network, claim.clone()))
+    }
+
+    async fn remove_network(&self, network: NetworkId) -> io::Result<()> {
+        self.delay().await;
+        self.write(|held| _ = held.networks.remove(&network))
     }
 
     fn set_generation(&self, generation: u64) -> io::Result<()> {

@@ -8,7 +8,9 @@ use rand::Rng;
 use rand::seq::SliceRandom as _;
 
 use super::told::Held;
-use super::{Desk, Holder, Need, Next, ROUNDS_MAX, Refused, Things, Told, Wanted, free, is_member_address};
+use super::{
+    Desk, Holder, Need, Next, Number, ROUNDS_MAX, Refused, Things, Told, Wanted, free, is_member_address,
+};
 use crate::claims::grants::Given;
 use crate::claims::{Question, Thing, vni_candidate};
 
@@ -108,8 +110,8 @@ impl Desk<'_> {
                 question => questions.push(question?),
             }
         }
-        if need.ordinal != Wanted::Nothing && told.ordinal.is_none() {
-            questions.extend(self.ordinal_question(need, told)?);
+        if let Some(number) = need.number.as_ref().filter(|_| told.ordinal.is_none()) {
+            questions.extend(self.ordinal_question(need.network, number, told)?);
         }
         Ok(questions)
     }
@@ -122,17 +124,14 @@ impl Desk<'_> {
 
     fn ordinal_question(
         &mut self,
-        need: &Need,
+        network: NetworkId,
+        number: &Number,
         told: &mut Told,
     ) -> Result<Option<(HostId, Question)>, Refused> {
-        let chosen = match need.ordinal {
-            Wanted::Chosen(number) => Some(number),
-            _ => None,
-        };
-        let (network, app, process) = (need.network, need.app, need.process.clone());
+        let Number { app, process, chosen } = number.clone();
         if !told.ordinals_silent {
             let question = Question::Ordinal { network, app, process, chosen };
-            return self.to_judge(question, told, || format!("a number of {}", need.process)).map(Some);
+            return self.to_judge(question, told, || format!("a number of {}", number.process)).map(Some);
         }
         // Whoever else does the same is found out by the merge: numbers are settled again.
         let number = chosen.unwrap_or_else(|| self.lowest_free((network, app, &process)));

@@ -149,7 +149,9 @@ impl Told {
         let claims = desk.ledger.claims(need.network);
         self.claim.take_if(|held| !fresh(held.asked));
         self.address.take_if(|held| !fresh(held.asked) || claims.holder(held.thing).is_some());
-        let numbered = |number| claims.numbered(need.app, &need.process, number).is_some();
+        let numbered = |number| {
+            need.number.as_ref().is_some_and(|of| claims.numbered(of.app, &of.process, number).is_some())
+        };
         self.ordinal.take_if(|held| !fresh(held.asked) || numbered(held.thing));
     }
 }
