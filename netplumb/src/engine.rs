@@ -12,6 +12,8 @@
 //! other's successor, so that either may die or be upgraded; nothing is stored. DNS sockets are held the same way.
 
 mod channel;
+mod checksum;
+mod datagrams;
 mod device;
 mod event_loop;
 mod packet;
@@ -20,10 +22,14 @@ pub mod privileges;
 mod process;
 mod protocol;
 mod remote;
+mod segments;
 #[cfg(test)]
 mod tests;
+mod trains;
 mod tunnels;
 mod uapi;
+mod vnet;
+mod wires;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -38,7 +44,10 @@ use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-pub use self::device::{netns_of, open_tun};
+use self::datagrams::Socket;
+pub use self::datagrams::open_udp;
+use self::device::Tun;
+pub use self::device::{Framing, netns_of, open_tun};
 use self::event_loop::{Command, EventLoop, Port, Ports};
 pub use self::process::Process;
 pub use self::protocol::PeerConfig;
@@ -53,7 +62,7 @@ use crate::state::{Key, PrivateKey};
 pub struct Interface {
     /// The TUN device, from [`open_tun`]; it may have been moved to another network namespace since.
     pub tun: Arc<OwnedFd>,
-    /// The bound UDP socket (IPv4).
+    /// The bound UDP socket (IPv4), from [`open_udp`] or another one.
     pub udp: Arc<OwnedFd>,
     /// The interface's private key.
     pub private_key: PrivateKey,
@@ -170,9 +179,9 @@ impl Engine {
     /// Serves `interface` under the name `id`. No packet is taken before all `peers` are known.
     pub fn add(&self, id: &str, interface: Interface, peers: Vec<PeerConfig>) -> Result<(), EngineError> {
         let Interface { tun, udp, private_key, mtu, address, address6 } = interface;
-        device::prepare(&tun, &udp)?;
         let tunnels = Tunnels::new(&private_key, mtu, address, address6, Instant::now());
-        let (id, port) = (id.to_owned(), Box::new(Port::new(tun, udp, tunnels)));
+        let port = Box::new(Port::new(Tun::new(tun)?, Socket::new(udp)?, tunnels));
+        let id = id.to_owned();
         let added = self.call(move |ports| {
             ports.add(&id, port)?;
             peers.iter().try_for_each(|peer| ports.set_peer(&id, peer)).map_err(|error| (error, None))

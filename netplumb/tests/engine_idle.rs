@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use netplumb::engine::{Engine, Interface, PeerConfig, open_tun};
+use netplumb::engine::{Engine, Framing, Interface, PeerConfig, open_tun};
 use netplumb::state::{Key, PrivateKey};
 use scratch::Netns;
 use tokio::time::Instant;
@@ -25,8 +25,9 @@ fn cpu_ticks() -> u64 {
 
 fn add(engine: &Engine, bind: &Netns, id: &str) {
     let name = id.to_owned();
-    let (tun, udp) =
-        bind.run(move || (open_tun(&name).unwrap(), OwnedFd::from(UdpSocket::bind("0.0.0.0:0").unwrap())));
+    let (tun, udp) = bind.run(move || {
+        (open_tun(&name, Framing::Large).unwrap(), OwnedFd::from(UdpSocket::bind("0.0.0.0:0").unwrap()))
+    });
     let interface = Interface {
         tun: tun.into(),
         udp: udp.into(),

@@ -17,7 +17,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use netplumb::engine::{EngineError, Interface, PeerConfig, Process, Remote, open_tun, privileges};
+use netplumb::engine::{EngineError, Framing, Interface, PeerConfig, Process, Remote, open_tun, privileges};
 use netplumb::state::{Key, PrivateKey};
 use scratch::Netns;
 use wait::eventually;
@@ -106,7 +106,7 @@ impl Member {
 
     fn attach(&self, agent: &Remote) {
         let (number, bind) = (self.number, &self.bind);
-        let tun = bind.run(|| open_tun("wg0").unwrap());
+        let tun = bind.run(|| open_tun("wg0", Framing::Large).unwrap());
         bind.sh(&format!("ip link set wg0 netns {}", self.app.tid()));
         self.app.sh(&format!(
             "ip addr add 10.240.0.{number}/32 dev wg0; ip link set wg0 mtu 1390 up; ip route add 10.240.0.0/22 dev wg0"
@@ -313,7 +313,7 @@ fn an_engine_leaves_an_agent_it_does_not_understand() {
     };
     assert!(!answered(b"warren-engine\0\x07\x00\x01\0\0\0"));
     assert!(!answered(b"GET / HTTP/1.1\r\n\r\n\r\n"));
-    assert!(answered(b"warren-engine\0\x01\x00\x01\0\0\0"));
+    assert!(answered(b"warren-engine\0\x02\x00\x01\0\0\0"));
     assert!(agent.observe("nobody").unwrap().is_none(), "the agent that it understands was not left");
 }
 

@@ -12,7 +12,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use netplumb::engine::open_tun;
+use netplumb::engine::{Framing, open_tun};
 use netplumb::netlink::nft::{self, NftError, Rules};
 use scratch::Netns;
 use veth::join;
@@ -171,7 +171,7 @@ fn arrives(sender: &Netns, from: &str, receiver: &Netns, to: &str) -> bool {
 fn a_neighbour_neither_reaches_the_private_address_nor_forges_its_subnet() {
     let (container, neighbour) = (Netns::new(), Netns::new());
     join(&container, "172.31.9.1/24", &neighbour, "172.31.9.2/24");
-    let _tun = container.run(|| open_tun("wg0").unwrap());
+    let _tun = container.run(|| open_tun("wg0", Framing::Plain).unwrap());
     container.sh("ip addr add 10.240.0.2/32 dev wg0; ip addr add fd00:0:0:1::2/128 dev wg0 nodad");
     container.sh("ip link set wg0 up; ip -6 addr add fd99::1/64 dev eth0 nodad");
     neighbour.sh("ip route add 10.240.0.2 via 172.31.9.1; ip -6 addr add fd99::2/64 dev eth0 nodad");

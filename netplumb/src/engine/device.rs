@@ -1,27 +1,41 @@
-//! The two descriptors of an interface: TUN and UDP. One packet per call; offloads will change this
-//! file and the buffers of the event loop only.
+//! An interface's TUN device: opened by the agent, read and written here, packets of many segments included
+//! (Documentation/networking/tuntap.rst).
 
-use std::ffi::{c_char, c_short};
-use std::io;
-use std::net::SocketAddrV4;
+use std::ffi::{c_char, c_int, c_short, c_uint};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
 
-/// About 450 full packets as the kernel accounts for them.
-const SOCKET_BUFFER: usize = 1 << 20;
+use super::trains::Accepts;
+use super::vnet::{HEADER, Header};
+
+/// What we can do with packets of this host: complete their checksums and cut them.
+const OFFLOADS: c_uint = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+/// The same with UDP, which Linux knows since 6.2.
+const OFFLOADS_UDP: c_uint = OFFLOADS | libc::TUN_F_USO4 | libc::TUN_F_USO6;
+
+/// How packets are read from a TUN and written to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// One by one.
+    Plain,
+    /// Each with a header (IFF_VNET_HDR), large ones to be cut.
+    Large,
+}
 
 /// Opens a new TUN device `name` (at most 15 bytes) in the calling thread's network namespace, without
-/// packet information, nonblocking and close-on-exec; Documentation/networking/tuntap.rst.
+/// packet information, nonblocking and close-on-exec.
 ///
 /// Open it in the binding namespace and move it: a TUN pins the namespace it was opened in.
-pub fn open_tun(name: &str) -> io::Result<OwnedFd> {
+pub fn open_tun(name: &str, framing: Framing) -> io::Result<OwnedFd> {
+    let header = if framing == Framing::Large { libc::IFF_VNET_HDR } else { 0 };
     let mut request = libc::ifreq {
         ifr_name: interface_name(name)?,
         ifr_ifru: libc::__c_anonymous_ifr_ifru {
-            ifru_flags: (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL) as c_short,
+            ifru_flags: (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL | header) as c_short,
         },
     };
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -69,62 +83,64 @@ pub(super) enum Read<T> {
     Dead(Errno),
 }
 
-/// Makes both descriptors nonblocking, whoever opened them: a blocking one would stop all interfaces.
-/// The socket gets room for a burst, as far as net.core.rmem_max allows.
-pub(super) fn prepare(tun: &OwnedFd, udp: &OwnedFd) -> io::Result<()> {
-    for fd in [tun, udp] {
-        let flags = rustix::fs::fcntl_getfl(fd)?;
-        rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)?;
+/// A TUN that the engine serves.
+pub(super) struct Tun {
+    pub(super) fd: Arc<OwnedFd>,
+    pub(super) accepts: Accepts,
+}
+
+impl Tun {
+    /// Makes the descriptor nonblocking, whoever opened it: a blocking one would stop all interfaces. Which framing it
+    /// was opened with is asked of the kernel; a device that is dead already will say so when it is read.
+    pub(super) fn new(fd: Arc<OwnedFd>) -> io::Result<Tun> {
+        let flags = rustix::fs::fcntl_getfl(&fd)?;
+        rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
+        let accepts = accept(&fd);
+        Ok(Tun { fd, accepts })
     }
-    Ok(rustix::net::sockopt::set_socket_recv_buffer_size(udp, SOCKET_BUFFER)?)
-}
 
-/// Reads one packet of this host. Dead with EBADFD is a device whose namespace died.
-pub(super) fn read_packet(tun: &OwnedFd, buffer: &mut [u8]) -> Read<usize> {
-    match rustix::io::read(tun, buffer) {
-        Ok(length) => Read::Got(length),
-        Err(Errno::AGAIN) => Read::Empty,
-        Err(Errno::INTR) => Read::Passing,
-        Err(error) => Read::Dead(error),
+    /// Reads a packet of this host into `buffer` and gives what is left to do with it, None if that is nothing we know,
+    /// and its length. Dead with EBADFD is a device whose namespace died.
+    pub(super) fn read(&self, buffer: &mut [u8]) -> Read<(Option<Header>, usize)> {
+        let mut header = [0; HEADER];
+        let skipped = usize::from(!self.accepts.trains);
+        let mut parts = [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)];
+        match rustix::io::readv(&self.fd, &mut parts[skipped..]) {
+            Ok(length) if skipped == 1 => Read::Got((Some(Header::default()), length)),
+            Ok(length) => Read::Got((Header::parse(header), length.saturating_sub(HEADER))),
+            Err(Errno::AGAIN) => Read::Empty,
+            Err(Errno::INTR) => Read::Passing,
+            Err(error) => Read::Dead(error),
+        }
     }
-}
 
-/// Writes one packet to this host; like a link, it drops what cannot be taken now.
-pub(super) fn write_packet(tun: &OwnedFd, packet: &[u8]) -> bool {
-    rustix::io::write(tun, packet).is_ok()
-}
-
-/// Receives one datagram and its sender; None for a sender that is not IPv4.
-pub(super) fn receive(udp: &OwnedFd, buffer: &mut [u8]) -> Read<(usize, Option<SocketAddrV4>)> {
-    match rustix::net::recvfrom(udp, buffer, RecvFlags::DONTWAIT) {
-        Ok((_, length, from)) => Read::Got((length, from.and_then(|from| from.try_into().ok()))),
-        Err(Errno::AGAIN) => Read::Empty,
-        // Interrupted, or what became of an earlier datagram: reading the error clears it (ip(7)).
-        Err(
-            Errno::INTR
-            | Errno::CONNREFUSED
-            | Errno::HOSTUNREACH
-            | Errno::HOSTDOWN
-            | Errno::NETUNREACH
-            | Errno::NETDOWN
-            | Errno::MSGSIZE
-            | Errno::ACCESS
-            | Errno::PERM
-            | Errno::PROTO
-            | Errno::NOPROTOOPT
-            | Errno::OPNOTSUPP,
-        ) => Read::Passing,
-        Err(error) => Read::Dead(error),
+    /// Writes a packet to this host; like a link, it drops what cannot be taken now.
+    pub(super) fn write(&self, parts: &[IoSlice<'_>]) -> bool {
+        rustix::io::writev(&self.fd, parts).is_ok()
     }
 }
 
-/// Empties the error queue, which exists if the opener asked for it (IP_RECVERR, ip(7)) and would
-/// otherwise keep epoll reporting.
-pub(super) fn drop_errors(udp: &OwnedFd, buffer: &mut [u8]) {
-    while rustix::net::recv(udp, &mut *buffer, RecvFlags::ERRQUEUE | RecvFlags::DONTWAIT).is_ok() {}
-}
-
-/// Sends one datagram; like a link, it drops what cannot be sent now.
-pub(super) fn send(udp: &OwnedFd, to: SocketAddrV4, message: &[u8]) -> bool {
-    rustix::net::sendto(udp, message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL, &to).is_ok()
+/// Finds out how the TUN was opened, and has it do what that allows.
+fn accept(tun: &OwnedFd) -> Accepts {
+    let mut request = libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: 0 },
+    };
+    let header_bytes: c_int = HEADER as c_int;
+    let fd = tun.as_raw_fd();
+    // SAFETY: TUNGETIFF writes one ifreq, TUNSETVNETHDRSZ reads one integer, and TUNSETOFFLOAD takes a number; both
+    // values live until the calls return, and the flags are plain numbers whoever wrote them.
+    unsafe {
+        let is_tun = libc::ioctl(fd, libc::TUNGETIFF as _, &raw mut request) == 0;
+        let has_header = is_tun && c_int::from(request.ifr_ifru.ifru_flags) & libc::IFF_VNET_HDR != 0;
+        if !has_header || libc::ioctl(fd, libc::TUNSETVNETHDRSZ as _, &raw const header_bytes) != 0 {
+            return Accepts::default();
+        }
+        let udp = libc::ioctl(fd, libc::TUNSETOFFLOAD as _, OFFLOADS_UDP) == 0;
+        if !udp {
+            // Refused, it sends us no packets but such that need nothing.
+            libc::ioctl(fd, libc::TUNSETOFFLOAD as _, OFFLOADS);
+        }
+        Accepts { trains: true, udp }
+    }
 }

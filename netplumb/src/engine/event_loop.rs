@@ -1,7 +1,7 @@
 //! The engine's thread: one epoll for all interfaces, level-triggered.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -12,13 +12,18 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use tokio::time::Instant;
 
-use super::device::{self, Read};
-use super::tunnels::{BUFFER, Outlet, Tunnels, Turn};
+use super::datagrams::{Datagrams, Socket};
+use super::device::{Read, Tun};
+use super::segments::{PADDING, Segments};
+use super::tunnels::{BUFFER, Tunnels, Turn};
+use super::wires::{Buffers, Wires};
 use super::{EngineError, Interface, InterfaceState, PeerConfig};
 use crate::state::Key;
 
-/// Packets taken from one descriptor before the next one has its turn.
-const READS: usize = 16;
+/// What is taken from one descriptor before the next one has its turn: a millisecond's work at most.
+const READS: usize = 64;
+/// The same in bytes.
+const BYTES: usize = 192 << 10;
 
 const EVENTS: usize = 64;
 
@@ -47,13 +52,13 @@ pub(super) struct Ports {
     next_number: u64,
     tick_at: Instant,
     inbound: Box<[u8]>,
-    buffer: Box<[u8]>,
+    buffers: Buffers,
 }
 
 /// One interface and its descriptors.
 pub(super) struct Port {
-    tun: Arc<OwnedFd>,
-    udp: Arc<OwnedFd>,
+    tun: Tun,
+    udp: Socket,
     tunnels: Tunnels,
     dropped: u64,
 }
@@ -69,7 +74,7 @@ impl EventLoop {
             next_number: 0,
             tick_at: Instant::now(),
             inbound: vec![0; BUFFER].into(),
-            buffer: vec![0; BUFFER].into(),
+            buffers: Buffers::new(),
         };
         Ok(EventLoop { ports, wake, commands })
     }
@@ -129,10 +134,10 @@ impl Ports {
 
     fn watch(&self, number: u64, port: &Port) -> Result<(), Errno> {
         let (tun, udp) = (epoll::EventData::new_u64(number << 1), epoll::EventData::new_u64(number << 1 | 1));
-        epoll::add(&self.epoll, &port.tun, tun, epoll::EventFlags::IN)?;
-        let watched = epoll::add(&self.epoll, &port.udp, udp, epoll::EventFlags::IN);
+        epoll::add(&self.epoll, &port.tun.fd, tun, epoll::EventFlags::IN)?;
+        let watched = epoll::add(&self.epoll, &port.udp.fd, udp, epoll::EventFlags::IN);
         if watched.is_err() {
-            let _ = epoll::delete(&self.epoll, &port.tun);
+            let _ = epoll::delete(&self.epoll, &port.tun.fd);
         }
         watched
     }
@@ -141,7 +146,7 @@ impl Ports {
     pub(super) fn remove(&mut self, id: &str) -> Option<Box<Port>> {
         let port = self.ports.remove(&self.numbers.remove(id)?)?;
         // The agent may hold duplicates, which would keep the events coming.
-        for fd in [&port.tun, &port.udp] {
+        for fd in [&port.tun.fd, &port.udp.fd] {
             let _ = epoll::delete(&self.epoll, fd);
         }
         Some(port)
@@ -153,7 +158,7 @@ impl Ports {
 
     pub(super) fn interface(&self, id: &str) -> Option<Interface> {
         let port = self.ports.get(self.numbers.get(id)?)?;
-        Some(port.tunnels.interface(port.tun.clone(), port.udp.clone()))
+        Some(port.tunnels.interface(port.tun.fd.clone(), port.udp.fd.clone()))
     }
 
     pub(super) fn set_mtu(&mut self, id: &str, mtu: u32) {
@@ -186,25 +191,25 @@ impl Ports {
 
     fn with<R>(&mut self, id: &str, act: impl FnOnce(&mut Tunnels, &mut Turn<'_>) -> R) -> Option<R> {
         let port = self.ports.get_mut(self.numbers.get(id)?)?;
-        Some(port.with(Instant::now(), &mut self.buffer, act))
+        Some(port.with(Instant::now(), &mut self.buffers, |_, _, tunnels, turn| act(tunnels, turn)))
     }
 
     fn serve(&mut self, event: u64, flags: epoll::EventFlags) {
         let Some(port) = self.ports.get_mut(&(event >> 1)) else { return };
         let is_tun = event & 1 == 0;
         let read = if is_tun { Port::read_tun } else { Port::read_udp };
-        let mut dead = read(port, &mut self.inbound, &mut self.buffer);
+        let mut dead = read(port, &mut self.inbound, &mut self.buffers);
         if is_tun {
             // Unlike a socket's, a TUN's error state is its end: the device is being destroyed.
             dead |= flags.intersects(epoll::EventFlags::ERR | epoll::EventFlags::HUP);
         } else {
             dead |= flags.contains(epoll::EventFlags::HUP);
             if flags.contains(epoll::EventFlags::ERR) {
-                device::drop_errors(&port.udp, &mut self.buffer);
+                port.udp.drop_errors(&mut self.inbound);
             }
         }
         if dead {
-            let fd = if is_tun { &port.tun } else { &port.udp };
+            let fd = if is_tun { &port.tun.fd } else { &port.udp.fd };
             let _ = epoll::delete(&self.epoll, fd);
         }
     }
@@ -226,86 +231,86 @@ impl Ports {
         }
         for port in self.ports.values_mut() {
             if port.tunnels.retry_due().is_some_and(|due| due <= now) {
-                port.with(now, &mut self.buffer, |tunnels, turn| tunnels.retry(turn));
+                port.with(now, &mut self.buffers, |_, _, tunnels, turn| tunnels.retry(turn));
             }
             if tick && port.tunnels.live() {
-                port.with(now, &mut self.buffer, |tunnels, turn| tunnels.tick(turn));
+                port.with(now, &mut self.buffers, |_, _, tunnels, turn| tunnels.tick(turn));
             }
         }
     }
 }
 
 impl Port {
-    pub(super) fn new(tun: Arc<OwnedFd>, udp: Arc<OwnedFd>, tunnels: Tunnels) -> Port {
+    pub(super) fn new(tun: Tun, udp: Socket, tunnels: Tunnels) -> Port {
         Port { tun, udp, tunnels, dropped: 0 }
     }
 
     /// Reads packets of this host; true when the TUN is dead.
-    fn read_tun(&mut self, inbound: &mut [u8], buffer: &mut [u8]) -> bool {
-        let now = Instant::now();
-        for _ in 0..READS {
-            // The last bytes of `inbound` are left for padding and for boringtun's 32 bytes in `buffer`.
-            match device::read_packet(&self.tun, &mut inbound[..BUFFER - 64]) {
-                Read::Got(length) => {
-                    self.with(now, buffer, |tunnels, turn| {
-                        tunnels.outbound(&mut inbound[..BUFFER - 32], length, turn);
-                    });
+    fn read_tun(&mut self, inbound: &mut [u8], buffers: &mut Buffers) -> bool {
+        self.with(Instant::now(), buffers, |tun, _, tunnels, turn| {
+            let mut bytes = 0;
+            for _ in 0..READS {
+                match tun.read(&mut inbound[..BUFFER - PADDING]) {
+                    Read::Got((header, length)) => {
+                        let cut = header.and_then(|header| Segments::new(inbound, length, &header));
+                        match cut {
+                            Some(mut packets) => tunnels.outbound(&mut packets, turn),
+                            None => tunnels.malformed(),
+                        }
+                        bytes += length;
+                    }
+                    Read::Passing => (),
+                    Read::Empty => return false,
+                    Read::Dead(error) => {
+                        tracing::info!(%error, "a TUN device is gone with its network namespace");
+                        return true;
+                    }
                 }
-                Read::Passing => (),
-                Read::Empty => return false,
-                Read::Dead(error) => {
-                    tracing::info!(%error, "a TUN device is gone with its network namespace");
-                    return true;
+                if bytes >= BYTES {
+                    break;
                 }
             }
-        }
-        false
+            false
+        })
     }
 
     /// Reads messages of the network; true when the socket is dead.
-    fn read_udp(&mut self, inbound: &mut [u8], buffer: &mut [u8]) -> bool {
-        let now = Instant::now();
-        for _ in 0..READS {
-            match device::receive(&self.udp, inbound) {
-                Read::Got((length, Some(from))) => {
-                    self.with(now, buffer, |tunnels, turn| {
-                        tunnels.inbound(from, &inbound[..length], turn);
-                    });
+    fn read_udp(&mut self, inbound: &mut [u8], buffers: &mut Buffers) -> bool {
+        self.with(Instant::now(), buffers, |_, udp, tunnels, turn| {
+            let mut bytes = 0;
+            for _ in 0..READS {
+                match udp.receive(inbound) {
+                    Read::Got(Datagrams { from: Some(from), length, each }) => {
+                        inbound[..length]
+                            .chunks(each)
+                            .for_each(|message| tunnels.inbound(from, message, turn));
+                        bytes += length;
+                    }
+                    Read::Got(_) | Read::Passing => (),
+                    Read::Empty => return false,
+                    Read::Dead(error) => {
+                        tracing::warn!(%error, "a WireGuard socket failed: add the interface anew");
+                        return true;
+                    }
                 }
-                Read::Got((_, None)) | Read::Passing => (),
-                Read::Empty => return false,
-                Read::Dead(error) => {
-                    tracing::warn!(%error, "a WireGuard socket failed: add the interface anew");
-                    return true;
+                if bytes >= BYTES {
+                    break;
                 }
             }
-        }
-        false
+            false
+        })
     }
 
+    /// Lets `act` work on the interface; then everything that came of it leaves.
     fn with<R>(
         &mut self,
         now: Instant,
-        buffer: &mut [u8],
-        act: impl FnOnce(&mut Tunnels, &mut Turn<'_>) -> R,
+        buffers: &mut Buffers,
+        act: impl FnOnce(&Tun, &Socket, &mut Tunnels, &mut Turn<'_>) -> R,
     ) -> R {
-        let mut out = Wires { tun: &self.tun, udp: &self.udp, dropped: &mut self.dropped };
-        act(&mut self.tunnels, &mut Turn { now, buffer, out: &mut out })
-    }
-}
-
-struct Wires<'a> {
-    tun: &'a OwnedFd,
-    udp: &'a OwnedFd,
-    dropped: &'a mut u64,
-}
-
-impl Outlet for Wires<'_> {
-    fn network(&mut self, to: SocketAddrV4, message: &[u8]) {
-        *self.dropped += u64::from(!device::send(self.udp, to, message));
-    }
-
-    fn host(&mut self, packet: &[u8]) {
-        *self.dropped += u64::from(!device::write_packet(self.tun, packet));
+        let mut out = Wires::new(&self.tun, &self.udp, buffers, now);
+        let result = act(&self.tun, &self.udp, &mut self.tunnels, &mut Turn { now, out: &mut out });
+        self.dropped += out.end();
+        result
     }
 }

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::checksum::Sum;
+
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
 const ICMP: u8 = 1;
@@ -102,13 +104,13 @@ fn host_unreachable(packet: &[u8], source: Ipv4Addr, destination: Ipv4Addr) -> V
     error.extend([0, 0, 0, 0, 64, ICMP, 0, 0]);
     error.extend(source.octets());
     error.extend(destination.octets());
-    let header_checksum = checksum(&[&error]);
-    error[10..12].copy_from_slice(&header_checksum.to_be_bytes());
+    let header_checksum = Sum::default().bytes(&error).checksum();
+    error[10..12].copy_from_slice(&header_checksum);
 
     error.extend([3, 1, 0, 0, 0, 0, 0, 0]);
     error.extend(quoted);
-    let icmp_checksum = checksum(&[&error[IPV4_HEADER..]]);
-    error[IPV4_HEADER + 2..IPV4_HEADER + 4].copy_from_slice(&icmp_checksum.to_be_bytes());
+    let icmp_checksum = Sum::default().bytes(&error[IPV4_HEADER..]).checksum();
+    error[IPV4_HEADER + 2..IPV4_HEADER + 4].copy_from_slice(&icmp_checksum);
     error
 }
 
@@ -124,30 +126,10 @@ fn address_unreachable(packet: &[u8], source: Ipv6Addr, destination: Ipv6Addr) -
 
     error.extend([1, 3, 0, 0, 0, 0, 0, 0]);
     error.extend(quoted);
-    let pseudo = [0, 0, 0, ICMPV6];
-    let icmp_checksum = checksum(&[
-        &source.octets(),
-        &destination.octets(),
-        &u32::from(length).to_be_bytes(),
-        &pseudo,
-        &error[IPV6_HEADER..],
-    ]);
-    error[IPV6_HEADER + 2..IPV6_HEADER + 4].copy_from_slice(&icmp_checksum.to_be_bytes());
+    let pseudo = Sum::pseudo(&error[8..IPV6_HEADER], ICMPV6, length.into());
+    let icmp_checksum = pseudo.bytes(&error[IPV6_HEADER..]).checksum();
+    error[IPV6_HEADER + 2..IPV6_HEADER + 4].copy_from_slice(&icmp_checksum);
     error
-}
-
-/// The Internet checksum (RFC 1071); every part but the last has an even length.
-fn checksum(parts: &[&[u8]]) -> u16 {
-    let mut sum: u32 = 0;
-    for part in parts {
-        for pair in part.chunks(2) {
-            sum += u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
-        }
-    }
-    while sum > 0xffff {
-        sum = (sum >> 16) + (sum & 0xffff);
-    }
-    !(sum as u16)
 }
 
 fn ipv4(packet: &[u8], at: usize) -> Option<Ipv4Addr> {
@@ -175,6 +157,71 @@ pub(super) mod tests {
         packet.extend(to);
         packet.extend(payload);
         packet
+    }
+
+    /// A packet of TCP or UDP with right checksums.
+    #[derive(Debug, Clone)]
+    pub(crate) struct Inner {
+        pub(crate) is_ipv6: bool,
+        pub(crate) transport: Transport,
+        pub(crate) payload: Vec<u8>,
+        /// Of IPv4.
+        pub(crate) id: u16,
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    pub(crate) enum Transport {
+        Tcp { sequence: u32, flags: u8, options: usize },
+        Udp,
+    }
+
+    impl Inner {
+        pub(crate) fn ip_header(&self) -> usize {
+            if self.is_ipv6 { IPV6_HEADER } else { IPV4_HEADER }
+        }
+
+        pub(crate) fn transport_header(&self) -> usize {
+            match self.transport {
+                Transport::Tcp { options, .. } => 20 + options,
+                Transport::Udp => 8,
+            }
+        }
+
+        pub(crate) fn packet(&self) -> Vec<u8> {
+            let mut transport = vec![0x12, 0x34, 0x00, 0x50];
+            let (protocol, checksum) = match self.transport {
+                Transport::Tcp { sequence, flags, options } => {
+                    transport.extend(sequence.to_be_bytes());
+                    transport.extend([9, 9, 9, 9, ((20 + options) / 4) as u8 * 16, flags, 2, 0, 0, 0, 0, 0]);
+                    transport.extend(std::iter::repeat_n(1, options));
+                    (6, 16)
+                }
+                Transport::Udp => {
+                    transport.extend((8 + self.payload.len() as u16).to_be_bytes());
+                    transport.extend([0, 0]);
+                    (17, 6)
+                }
+            };
+            transport.extend(&self.payload);
+            let mut packet = match self.is_ipv6 {
+                true => packet6("fd00::9", protocol, &[]),
+                false => packet4([10, 240, 0, 2], [10, 240, 0, 9], protocol, &[]),
+            };
+            let addresses = if self.is_ipv6 { 8..40 } else { 12..20 };
+            let sum = Sum::pseudo(&packet[addresses], protocol, transport.len()).bytes(&transport);
+            transport[checksum..checksum + 2].copy_from_slice(&sum.nonzero_checksum());
+            let length = transport.len() as u16;
+            if self.is_ipv6 {
+                packet[4..6].copy_from_slice(&length.to_be_bytes());
+            } else {
+                packet[2..4].copy_from_slice(&(length + 20).to_be_bytes());
+                packet[4..6].copy_from_slice(&self.id.to_be_bytes());
+                let checksum = Sum::default().bytes(&packet).checksum();
+                packet[10..12].copy_from_slice(&checksum);
+            }
+            packet.extend(transport);
+            packet
+        }
     }
 
     fn packet6(to: &str, next: u8, payload: &[u8]) -> Vec<u8> {
@@ -220,7 +267,8 @@ pub(super) mod tests {
         assert_eq!(addresses(&error).unwrap(), (OWN.into(), Ipv4Addr::new(172, 16, 0, 1).into()));
         assert_eq!(error[20..22], [3, 1]);
         assert_eq!(error[28..], packet[..548]);
-        assert_eq!((checksum(&[&error[..20]]), checksum(&[&error[20..]])), (0, 0));
+        let verifies = |bytes: &[u8]| Sum::default().bytes(bytes).verifies();
+        assert!(verifies(&error[..20]) && verifies(&error[20..]));
     }
 
     #[test]

@@ -22,6 +22,7 @@ const RETRY_AFTER: [Duration; 3] =
 const REVIVE_INTERVAL: Duration = Duration::from_secs(1);
 
 const INITIATION: u8 = 1;
+const DATA: u8 = 4;
 
 /// A peer is lazy: until its first packet or valid initiation it is configuration only, because a
 /// [`Tunn`] takes 11 kB and two X25519 operations.
@@ -33,7 +34,12 @@ pub(super) struct Peer {
     pub(super) received: u64,
     pub(super) sent: u64,
     pub(super) last_handshake: Option<Instant>,
-    tunn: Option<Box<Tunn>>,
+    session: Option<Box<Session>>,
+}
+
+/// What there is of a peer that is not asleep.
+struct Session {
+    tunn: Tunn,
     /// Packets wait inside the Tunn for a session.
     queued: bool,
     /// We answered an initiation; the first packet will confirm the session.
@@ -51,8 +57,10 @@ struct Retry {
 /// What an authenticated message carried.
 pub(super) enum Received {
     Nothing,
-    /// An inner packet of this many bytes, now at the start of the turn's buffer, and its source.
-    Packet(usize, IpAddr),
+    /// An inner packet, which went to this host.
+    Packet,
+    /// An inner packet whose source is not the peer's.
+    Forged,
 }
 
 /// What a peer's Tunn is made of, the same for all peers of an interface.
@@ -72,37 +80,35 @@ impl Peer {
             received: 0,
             sent: 0,
             last_handshake: None,
-            tunn: None,
-            queued: false,
-            unconfirmed: false,
-            retry: None,
-            revived: None,
+            session: None,
         }
     }
 
     pub(super) fn reachable(&self) -> bool {
-        !self.endpoint.ip().is_unspecified() && self.endpoint.port() != 0
+        is_somewhere(self.endpoint)
     }
 
     pub(super) fn live(&self) -> bool {
-        self.tunn.is_some()
+        self.session.is_some()
     }
 
     /// When the next repeated initiation is due.
     pub(super) fn retry_due(&self) -> Option<Instant> {
-        self.retry.map(|retry| retry.due)
+        self.session.as_ref()?.retry.map(|retry| retry.due)
     }
 
     fn has_session(&self) -> bool {
-        self.tunn.as_ref().is_some_and(|tunn| tunn.time_since_last_handshake().is_some())
+        self.session.as_ref().is_some_and(|session| session.is_made())
     }
 
-    fn wake(&mut self, identity: &Identity, index: u32) {
-        if self.tunn.is_none() {
-            let (private, public) = (identity.private_key.clone(), PublicKey::from(self.key.0));
+    fn wake(&mut self, identity: &Identity, index: u32) -> &mut Session {
+        let key = &self.key;
+        self.session.get_or_insert_with(|| {
+            let (private, public) = (identity.private_key.clone(), PublicKey::from(key.0));
             let limiter = Some(identity.uncounted.clone());
-            self.tunn = Some(Box::new(Tunn::new(private, public, None, None, index, limiter)));
-        }
+            let tunn = Tunn::new(private, public, None, None, index, limiter);
+            Box::new(Session { tunn, queued: false, unconfirmed: false, retry: None, revived: None })
+        })
     }
 
     /// Sends an inner packet, or queues it behind a handshake.
@@ -113,67 +119,66 @@ impl Peer {
         index: u32,
         turn: &mut Turn<'_>,
     ) {
-        self.wake(identity, index);
-        let Some(tunn) = &mut self.tunn else { return };
-        match tunn.encapsulate(packet, turn.buffer) {
+        let session = self.wake(identity, index);
+        match session.tunn.encapsulate(packet, turn.out.message()) {
             TunnResult::WriteToNetwork(message) => {
-                self.transmit(message, turn.out);
-                if message[0] == INITIATION {
-                    self.queued = true;
-                    self.arm_retry(turn.now);
+                let (length, message_type) = (message.len(), message[0]);
+                if message_type == INITIATION {
+                    session.queued = true;
+                    session.arm_retry(turn.now);
                 }
+                self.transmit(length, turn.out);
             }
-            _ => self.queued = true,
+            _ => session.queued = true,
         }
     }
 
     /// Sends an initiation now, unless there is a session.
     pub(super) fn greet(&mut self, identity: &Identity, index: u32, turn: &mut Turn<'_>) {
         if self.reachable() && !self.has_session() {
-            self.wake(identity, index);
+            self.wake(identity, index).arm_retry(turn.now);
             self.initiate(turn);
-            self.arm_retry(turn.now);
         }
     }
 
     /// Initiates because the peer uses a session that we no longer have.
     pub(super) fn revive(&mut self, identity: &Identity, index: u32, turn: &mut Turn<'_>) {
-        let lately = self.revived.is_some_and(|at| turn.now.duration_since(at) < REVIVE_INTERVAL);
+        let revived = self.session.as_ref().and_then(|session| session.revived);
+        let lately = revived.is_some_and(|at| turn.now.duration_since(at) < REVIVE_INTERVAL);
         if self.reachable() && !lately {
-            self.revived = Some(turn.now);
-            self.wake(identity, index);
+            let session = self.wake(identity, index);
+            session.revived = Some(turn.now);
+            session.arm_retry(turn.now);
             self.initiate(turn);
-            self.arm_retry(turn.now);
         }
     }
 
     /// Repeats an initiation that nobody answered.
     pub(super) fn retry(&mut self, turn: &mut Turn<'_>) {
-        let Some(Retry { step, .. }) = self.retry.take() else { return };
-        if !self.has_session() && self.reachable() {
-            self.initiate(turn);
-            self.retry =
-                RETRY_AFTER.get(step + 1).map(|after| Retry { step: step + 1, due: turn.now + *after });
+        let Some(session) = &mut self.session else { return };
+        let Some(Retry { step, .. }) = session.retry.take() else { return };
+        if session.is_made() || !is_somewhere(self.endpoint) {
+            return;
         }
-    }
-
-    fn arm_retry(&mut self, now: Instant) {
-        if self.retry.is_none() && !self.has_session() {
-            self.retry = Some(Retry { step: 0, due: now + RETRY_AFTER[0] });
-        }
+        session.retry =
+            RETRY_AFTER.get(step + 1).map(|after| Retry { step: step + 1, due: turn.now + *after });
+        self.initiate(turn);
     }
 
     fn initiate(&mut self, turn: &mut Turn<'_>) {
-        let Some(tunn) = &mut self.tunn else { return };
-        if let TunnResult::WriteToNetwork(message) = tunn.format_handshake_initiation(turn.buffer, true) {
-            self.transmit(message, turn.out);
+        let Some(session) = &mut self.session else { return };
+        let made = session.tunn.format_handshake_initiation(turn.out.message(), true);
+        if let TunnResult::WriteToNetwork(message) = made {
+            let length = message.len();
+            self.transmit(length, turn.out);
         }
     }
 
-    fn transmit(&mut self, message: &[u8], out: &mut dyn Outlet) {
+    /// Sends the message of this many bytes that was just made.
+    fn transmit(&mut self, length: usize, out: &mut dyn Outlet) {
         if self.reachable() {
-            out.network(self.endpoint, message);
-            self.sent += message.len() as u64;
+            out.network(self.endpoint, length);
+            self.sent += length as u64;
         }
     }
 
@@ -191,18 +196,13 @@ impl Peer {
     ) -> Result<(), WireGuardError> {
         let asleep = !self.live();
         self.wake(identity, index);
-        match self.decapsulate(message, turn) {
-            Ok(_) => {
-                self.unconfirmed = true;
-                Ok(())
-            }
-            Err(error) => {
-                if asleep {
-                    self.tunn = None;
-                }
-                Err(error)
-            }
+        let taken = self.decapsulate(message, turn);
+        match &mut self.session {
+            Some(session) if taken.is_ok() => session.unconfirmed = true,
+            session if asleep => *session = None,
+            _ => {}
         }
+        taken.map(drop)
     }
 
     /// Takes the answer to our initiation.
@@ -221,7 +221,9 @@ impl Peer {
     /// Takes a data message.
     pub(super) fn data(&mut self, message: &[u8], turn: &mut Turn<'_>) -> Result<Received, WireGuardError> {
         let received = self.decapsulate(message, turn)?;
-        if std::mem::take(&mut self.unconfirmed) {
+        let unconfirmed =
+            self.session.as_mut().is_some_and(|session| std::mem::take(&mut session.unconfirmed));
+        if unconfirmed {
             self.last_handshake = Some(turn.now);
         }
         Ok(received)
@@ -230,46 +232,82 @@ impl Peer {
     /// Sends what waited for the session that now exists. boringtun does this only after a response,
     /// so a responder's own queue would wait for its next packet.
     pub(super) fn flush(&mut self, turn: &mut Turn<'_>) {
-        if !(self.queued || self.retry.is_some()) || !self.has_session() {
+        let Some(session) = &mut self.session else { return };
+        if !(session.queued || session.retry.is_some()) || !session.is_made() {
             return;
         }
-        self.retry = None;
-        self.queued = false;
-        while let Some(tunn) = &mut self.tunn
-            && let TunnResult::WriteToNetwork(message) = tunn.decapsulate(None, &[], turn.buffer)
+        session.retry = None;
+        session.queued = false;
+        while let Some(session) = &mut self.session
+            && let TunnResult::WriteToNetwork(message) =
+                session.tunn.decapsulate(None, &[], turn.out.message())
         {
-            self.transmit(message, turn.out);
+            let length = message.len();
+            self.transmit(length, turn.out);
         }
     }
 
     fn decapsulate(&mut self, message: &[u8], turn: &mut Turn<'_>) -> Result<Received, WireGuardError> {
-        let Some(tunn) = &mut self.tunn else { return Err(WireGuardError::NoCurrentSession) };
-        let received = match tunn.decapsulate(None, message, turn.buffer) {
+        let Some(session) = &mut self.session else { return Err(WireGuardError::NoCurrentSession) };
+        let is_data = message.first() == Some(&DATA);
+        let room = if is_data { turn.out.packet() } else { turn.out.message() };
+        let received = match session.tunn.decapsulate(None, message, room) {
             TunnResult::Err(error) => return Err(error),
             TunnResult::WriteToNetwork(answer) => {
-                self.transmit(answer, turn.out);
+                let length = answer.len();
+                self.transmit(length, turn.out);
                 Received::Nothing
             }
-            TunnResult::WriteToTunnelV4(packet, source) => Received::Packet(packet.len(), source.into()),
-            TunnResult::WriteToTunnelV6(packet, source) => Received::Packet(packet.len(), source.into()),
+            TunnResult::WriteToTunnelV4(packet, source) => {
+                let length = packet.len();
+                self.deliver(length, source.into(), turn.out)
+            }
+            TunnResult::WriteToTunnelV6(packet, source) => {
+                let length = packet.len();
+                self.deliver(length, source.into(), turn.out)
+            }
             TunnResult::Done => Received::Nothing,
         };
         self.received += message.len() as u64;
         Ok(received)
     }
 
+    /// Gives this host the packet that was just decrypted, if the peer may send it (whitepaper, 2).
+    fn deliver(&self, length: usize, source: IpAddr, out: &mut dyn Outlet) -> Received {
+        if !self.allowed.contains(&source) {
+            return Received::Forged;
+        }
+        out.host(length);
+        Received::Packet
+    }
+
     /// Runs boringtun's timers; a peer whose keys have all expired falls asleep again.
     pub(super) fn tick(&mut self, turn: &mut Turn<'_>) {
-        let Some(tunn) = &mut self.tunn else { return };
-        match tunn.update_timers(turn.buffer) {
-            TunnResult::WriteToNetwork(message) => self.transmit(message, turn.out),
-            TunnResult::Err(WireGuardError::ConnectionExpired) => {
-                self.tunn = None;
-                self.retry = None;
-                self.queued = false;
-                self.unconfirmed = false;
+        let Some(session) = &mut self.session else { return };
+        match session.tunn.update_timers(turn.out.message()) {
+            TunnResult::WriteToNetwork(message) => {
+                let length = message.len();
+                self.transmit(length, turn.out);
             }
+            TunnResult::Err(WireGuardError::ConnectionExpired) => self.session = None,
             _ => (),
         }
     }
+}
+
+impl Session {
+    fn is_made(&self) -> bool {
+        self.tunn.time_since_last_handshake().is_some()
+    }
+
+    fn arm_retry(&mut self, now: Instant) {
+        if self.retry.is_none() && !self.is_made() {
+            self.retry = Some(Retry { step: 0, due: now + RETRY_AFTER[0] });
+        }
+    }
+}
+
+/// Address or port zero means nowhere.
+fn is_somewhere(endpoint: SocketAddrV4) -> bool {
+    !endpoint.ip().is_unspecified() && endpoint.port() != 0
 }

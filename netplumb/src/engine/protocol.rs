@@ -16,7 +16,9 @@ use super::{EngineError, InterfaceState};
 use crate::state::{Key, PrivateKey};
 
 /// What an engine of this build speaks.
-pub(super) const VERSION: u16 = 1;
+///
+/// 2 has the frames of 1, and TUNs that were opened with a header before each packet ([`super::Framing::Large`]).
+pub(super) const VERSION: u16 = 2;
 /// The oldest engine that an agent of this build speaks with: that of the version before.
 pub(super) const OLDEST: u16 = 1;
 
@@ -179,8 +181,8 @@ mod tests {
 
     /// An engine outlives the agent that started it: these bytes are read by builds to come.
     #[test]
-    fn frames_of_version_1_are_as_they_always_were() {
-        assert_eq!(VERSION, 1, "a new version gets vectors of its own, and these stay");
+    fn frames_of_versions_1_and_2_are_as_they_always_were() {
+        assert_eq!(VERSION, 2, "a new version gets vectors of its own, and these stay");
         let id = || "m".to_owned();
         let (address, address6) = ([10, 240, 0, 1].into(), Some("fd00::1".parse().unwrap()));
         let config = || Config::new(&PrivateKey([7; 32]), 1390, address, address6);

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use self::held::{Held, Served};
 use self::line::Line;
 use super::protocol::{Reply, Request};
-use super::{EngineError, Interface, InterfaceState, PeerConfig, uapi};
+use super::{EngineError, Framing, Interface, InterfaceState, PeerConfig, uapi};
 use crate::state::Key;
 
 /// How long a call waits for another engine to take over. The agent's loop may be the one that waits.
@@ -220,6 +220,12 @@ impl Remote {
     pub fn release(&self, name: &str) {
         drop(self.shared.lock().held.kept.remove(name));
         drop(self.shared.done(&Request::Release { name: name.to_owned() }, &[]));
+    }
+
+    /// How TUNs are to be opened for the engine that answers now, and all that will follow it.
+    pub fn framing(&self) -> Framing {
+        let is_old = self.shared.lock().line.as_ref().is_some_and(|line| line.version < 2);
+        if is_old { Framing::Plain } else { Framing::Large }
     }
 
     /// What there is to know of the engine's process.

@@ -9,7 +9,9 @@ use proptest::prelude::*;
 use tokio::time::Instant;
 
 use super::packet::tests::packet4;
+use super::segments::{PADDING, Segments};
 use super::tunnels::{BUFFER, Outlet, Tunnels, Turn};
+use super::vnet::Header;
 use super::{Counters, PeerConfig};
 use crate::state::{Key, PrivateKey};
 
@@ -25,19 +27,33 @@ struct Host {
     now: Instant,
 }
 
-#[derive(Default)]
 struct Sent {
+    room: Vec<u8>,
     network: Vec<(SocketAddrV4, Vec<u8>)>,
     host: Vec<Vec<u8>>,
 }
 
+impl Default for Sent {
+    fn default() -> Sent {
+        Sent { room: vec![0; BUFFER], network: Vec::new(), host: Vec::new() }
+    }
+}
+
 impl Outlet for Sent {
-    fn network(&mut self, to: SocketAddrV4, message: &[u8]) {
-        self.network.push((to, message.to_vec()));
+    fn message(&mut self) -> &mut [u8] {
+        &mut self.room
     }
 
-    fn host(&mut self, packet: &[u8]) {
-        self.host.push(packet.to_vec());
+    fn network(&mut self, to: SocketAddrV4, length: usize) {
+        self.network.push((to, self.room[..length].to_vec()));
+    }
+
+    fn packet(&mut self) -> &mut [u8] {
+        &mut self.room
+    }
+
+    fn host(&mut self, length: usize) {
+        self.host.push(self.room[..length].to_vec());
     }
 }
 
@@ -58,8 +74,7 @@ impl Host {
     }
 
     fn act<R>(&mut self, act: impl FnOnce(&mut Tunnels, &mut Turn<'_>) -> R) -> R {
-        let mut buffer = vec![0; BUFFER];
-        act(&mut self.tunnels, &mut Turn { now: self.now, buffer: &mut buffer, out: &mut self.sent })
+        act(&mut self.tunnels, &mut Turn { now: self.now, out: &mut self.sent })
     }
 
     fn knows(&mut self, other: &Host, number: u8, greet: bool) {
@@ -69,8 +84,11 @@ impl Host {
 
     fn sends(&mut self, packet: &[u8]) {
         let mut room = packet.to_vec();
-        room.resize(packet.len() + 64, 0xff);
-        self.act(|tunnels, turn| tunnels.outbound(&mut room, packet.len(), turn));
+        room.resize(packet.len() + PADDING, 0xff);
+        self.act(|tunnels, turn| {
+            let packets = Segments::new(&mut room, packet.len(), &Header::default());
+            tunnels.outbound(&mut packets.unwrap(), turn);
+        });
     }
 
     fn receives(&mut self, from: SocketAddrV4, message: &[u8]) {
@@ -393,7 +411,7 @@ fn a_thousand_peers_are_configuration_only() {
         a.act(|tunnels, turn| tunnels.set_peer(&peer, turn));
     }
     assert!(!a.tunnels.live() && a.tunnels.retry_due().is_none());
-    assert!(size_of::<super::peer::Peer>() <= 200, "{}", size_of::<super::peer::Peer>());
+    assert!(size_of::<super::peer::Peer>() <= 120, "{}", size_of::<super::peer::Peer>());
 }
 
 proptest! {

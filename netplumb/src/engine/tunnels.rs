@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use super::packet;
 use super::peer::{Identity, Peer, Received};
+use super::segments::Segments;
 use super::{Counters, Interface, InterfaceState, PeerConfig, PeerState};
 use crate::state::{Key, PrivateKey};
 
@@ -39,18 +40,21 @@ const ERRORS_PER_SECOND: u32 = 100;
 
 const INDEX_BITS: u32 = 24;
 
-/// Where a turn's output goes.
+/// Where a turn's output is made and goes: nothing is copied on its way.
 pub(super) trait Outlet {
-    /// A WireGuard message to a peer.
-    fn network(&mut self, to: SocketAddrV4, message: &[u8]);
-    /// An IP packet to this host.
-    fn host(&mut self, packet: &[u8]);
+    /// Room for the next message, at least [`BUFFER`] bytes.
+    fn message(&mut self) -> &mut [u8];
+    /// The first `length` bytes of that are a WireGuard message to a peer.
+    fn network(&mut self, to: SocketAddrV4, length: usize);
+    /// Room for the next packet, at least [`BUFFER`] bytes.
+    fn packet(&mut self) -> &mut [u8];
+    /// The first `length` bytes of that are an IP packet to this host.
+    fn host(&mut self, length: usize);
 }
 
-/// What every step needs: the time, room to work in ([`BUFFER`] bytes) and the way out.
+/// What every step needs: the time and the way out.
 pub(super) struct Turn<'a> {
     pub(super) now: Instant,
-    pub(super) buffer: &'a mut [u8],
     pub(super) out: &'a mut dyn Outlet,
 }
 
@@ -64,7 +68,8 @@ pub(super) struct Tunnels {
     peers: Vec<Option<Peer>>,
     free: Vec<u32>,
     salt: u32,
-    keys: BTreeMap<Key, u32>,
+    /// Slots in the order of their peers' keys: those stand in the peers alone.
+    by_key: Vec<u32>,
     addresses: BTreeMap<IpAddr, u32>,
     endpoints: BTreeMap<SocketAddrV4, u32>,
     /// Slots of peers with a Tunn: only these have timers.
@@ -95,7 +100,7 @@ impl Tunnels {
             peers: Vec::new(),
             free: Vec::new(),
             salt: rand::random::<u32>() >> (32 - INDEX_BITS),
-            keys: BTreeMap::new(),
+            by_key: Vec::new(),
             addresses: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             live: BTreeSet::new(),
@@ -150,7 +155,8 @@ impl Tunnels {
     }
 
     pub(super) fn remove_peer(&mut self, key: &Key) {
-        if let Some(slot) = self.keys.remove(key) {
+        if let Ok(place) = self.place_of(key) {
+            let slot = self.by_key.remove(place);
             self.forget_rows(slot);
             self.live.remove(&slot);
             if let Some(due) = self.peers[slot as usize].take().and_then(|peer| peer.retry_due()) {
@@ -178,22 +184,30 @@ impl Tunnels {
         }
     }
 
-    /// Takes a packet of this host: the first `length` bytes of `packet`, which has room for padding.
-    pub(super) fn outbound(&mut self, packet: &mut [u8], length: usize, turn: &mut Turn<'_>) {
-        let Some((_, to)) = packet::addresses(&packet[..length]) else {
-            self.counters.malformed += 1;
+    /// Takes what was read of this host at once: packets to the same address.
+    pub(super) fn outbound(&mut self, packets: &mut Segments<'_>, turn: &mut Turn<'_>) {
+        let Some((_, to)) = packet::addresses(packets.whole()) else {
+            self.malformed();
             return;
         };
         let peer = self.addresses.get(&to).copied();
         let Some(slot) = peer.filter(|slot| self.peer(*slot).is_some_and(Peer::reachable)) else {
-            self.refuse(&packet[..length], turn);
+            while let Some(packet) = packets.next_packet() {
+                self.refuse(packet, turn);
+            }
             return;
         };
-        let padded = packet::padded(length, self.mtu).min(packet.len());
-        packet[length..padded].fill(0);
+        let mtu = self.mtu;
         self.with(slot, turn, |peer, identity, index, turn| {
-            peer.encapsulate(&packet[..padded], identity, index, turn);
+            while let Some(packet) = packets.next_padded(mtu) {
+                peer.encapsulate(packet, identity, index, turn);
+            }
         });
+    }
+
+    /// Counts what could not even be read as packets of this host.
+    pub(super) fn malformed(&mut self) {
+        self.counters.malformed += 1;
     }
 
     /// Takes a message of the network.
@@ -248,12 +262,13 @@ impl Tunnels {
     /// configured endpoint is offered one: strangers get no answer.
     fn admits(&mut self, from: SocketAddrV4, message: &[u8], turn: &mut Turn<'_>) -> bool {
         self.limiter.reset_count();
-        match self.limiter.verify_packet(Some(IpAddr::V4(*from.ip())), message, turn.buffer) {
+        match self.limiter.verify_packet(Some(IpAddr::V4(*from.ip())), message, turn.out.message()) {
             Ok(_) => true,
             Err(TunnResult::WriteToNetwork(cookie)) => {
                 self.counters.limited += 1;
                 if self.endpoints.contains_key(&from) {
-                    turn.out.network(from, cookie);
+                    let length = cookie.len();
+                    turn.out.network(from, length);
                 }
                 false
             }
@@ -268,7 +283,8 @@ impl Tunnels {
         let Identity { private_key, public_key, .. } = &self.identity;
         let sender = parse_handshake_anon(private_key, public_key, initiation)
             .ok()
-            .and_then(|half| self.keys.get(&Key(half.peer_static_public)).copied());
+            .and_then(|half| self.place_of(&Key(half.peer_static_public)).ok())
+            .map(|place| self.by_key[place]);
         let Some(slot) = sender else {
             self.counters.strangers += 1;
             return;
@@ -296,18 +312,14 @@ impl Tunnels {
             return;
         }
         let slot = self.slot_by_index(index);
-        match self.with(slot, turn, |peer, _, _, turn| peer.data(message, turn)) {
-            Some(Ok(Received::Packet(length, source))) => {
-                if self.addresses.get(&source) == Some(&slot) {
-                    turn.out.host(&turn.buffer[..length]);
-                } else {
-                    self.counters.forged += 1;
-                }
-                self.with(slot, turn, |peer, _, _, turn| peer.flush(turn));
-            }
-            Some(Ok(Received::Nothing)) => {
-                self.with(slot, turn, |peer, _, _, turn| peer.flush(turn));
-            }
+        let received = self.with(slot, turn, |peer, _, _, turn| {
+            let received = peer.data(message, turn)?;
+            peer.flush(turn);
+            Ok(received)
+        });
+        match received {
+            Some(Ok(Received::Nothing | Received::Packet)) => {}
+            Some(Ok(Received::Forged)) => self.counters.forged += 1,
             Some(Err(WireGuardError::DuplicateCounter | WireGuardError::InvalidCounter)) => {
                 self.counters.replayed += 1;
             }
@@ -330,7 +342,8 @@ impl Tunnels {
         if let Some(error) = packet::unreachable(packet, self.address, self.address6)
             && self.errors.spend(turn.now)
         {
-            turn.out.host(&error);
+            turn.out.packet()[..error.len()].copy_from_slice(&error);
+            turn.out.host(error.len());
         }
     }
 
@@ -376,9 +389,10 @@ impl Tunnels {
     }
 
     fn slot_of(&mut self, key: Key, endpoint: SocketAddrV4) -> Option<u32> {
-        if let Some(slot) = self.keys.get(&key) {
-            return Some(*slot);
-        }
+        let place = match self.place_of(&key) {
+            Ok(place) => return Some(self.by_key[place]),
+            Err(place) => place,
+        };
         let slot = self.free.pop().unwrap_or(self.peers.len() as u32);
         if slot >> INDEX_BITS != 0 {
             return None;
@@ -387,8 +401,13 @@ impl Tunnels {
             self.peers.push(None);
         }
         self.peers[slot as usize] = Some(Peer::new(key, endpoint));
-        self.keys.insert(key, slot);
+        self.by_key.insert(place, slot);
         Some(slot)
+    }
+
+    /// Where the key's slot stands in `by_key`, or would.
+    fn place_of(&self, key: &Key) -> Result<usize, usize> {
+        self.by_key.binary_search_by(|slot| self.peer(*slot).map(|peer| &peer.key).cmp(&Some(key)))
     }
 
     /// Forgets which addresses and which endpoint lead to the peer.

@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::engine::open_tun;
+use crate::engine::{Framing, open_tun};
 use crate::error::Error;
 use crate::kernel::{Container, NetnsSource, Problem};
 use crate::netlink::link::BRIDGE;
@@ -44,7 +44,7 @@ fn tried(wireguard: &Wireguard, nf_tables: bool) -> Vec<Problem> {
     if let Err(error) = links() {
         report(true, error);
     }
-    if let (Wireguard::Userspace(_), Err(error)) = (wireguard, open_tun("probe-tun")) {
+    if let (Wireguard::Userspace(_), Err(error)) = (wireguard, open_tun("probe-tun", Framing::Large)) {
         report(true, Error::NoTun(error));
     }
     if !nf_tables {
@@ -68,7 +68,7 @@ pub fn survey() -> Vec<Feature> {
         |name, tried: Result<(), Error>| Feature { name, missing: tried.err().map(|e| e.to_string()) };
     let tried = netns::scratch(|| {
         let cookie = netns::cookie().map(drop).map_err(|error| Error::kernel("read SO_NETNS_COOKIE", error));
-        let tun = open_tun("probe-tun").map(drop).map_err(Error::NoTun);
+        let tun = open_tun("probe-tun", Framing::Large).map(drop).map_err(Error::NoTun);
         let unsupported = || nft::NftError::Unsupported(io::ErrorKind::Unsupported.into()).into();
         let guard = if nft::supported() { Ok(()) } else { Err(unsupported()) };
         vec![

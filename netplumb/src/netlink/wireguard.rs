@@ -85,7 +85,8 @@ impl Wireguard {
                     return Ok(());
                 }
                 self.remove(member, site)?;
-                let interface = userspace::create(member, site, container.as_fd(), binding, link)?;
+                let interface =
+                    userspace::create(member, site, container.as_fd(), binding, link, engine.framing())?;
                 Ok(engine.add(member, interface)?)
             }
         }

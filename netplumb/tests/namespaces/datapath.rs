@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::lab::{Host, Identity, NETWORK, Space, VNI, desired, network, ours, run_at};
+use netplumb::engine::{Framing, open_tun};
 use netplumb::plan::{Prune, diff};
 use netplumb::reconciler::Outcome;
 use netplumb::state::{Desired, Ours};
@@ -352,7 +353,7 @@ pub async fn build_members(mut world: World) -> String {
 /// How long the one move lasts that cannot be avoided.
 fn tun_move(container: &Space) -> Duration {
     let binding = Space::new();
-    let tun = binding.enter(|| netplumb::engine::open_tun("floor").unwrap());
+    let tun = binding.enter(|| open_tun("floor", Framing::Large).unwrap());
     let started = Instant::now();
     binding.run(&format!("ip link set floor netns {}", container.path().display()));
     let took = started.elapsed();

@@ -20,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct Line {
     channel: Channel,
     pub(super) pid: u32,
+    /// What both speak.
+    pub(super) version: u16,
     /// When that engine had started.
     pub(super) since: Instant,
 }
@@ -43,7 +45,7 @@ impl Line {
         channel
             .send_bytes(&protocol::greeting(theirs, std::process::id()))
             .map_err(EngineError::Unreachable)?;
-        Ok(Line { channel, pid, since: Instant::now() })
+        Ok(Line { channel, pid, version: theirs, since: Instant::now() })
     }
 
     /// Asks for what has one answer.

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::SocketAddrV4;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use netlink_packet_route::link::LinkAttribute;
 
 use super::{Exchanged, Seat, group, refused};
-use crate::engine::{Interface, PeerConfig, Remote, netns_of, open_tun};
+use crate::engine::{Framing, Interface, PeerConfig, Remote, netns_of, open_tun, open_udp};
 use crate::error::Error;
 use crate::netlink::socket::Rtnl;
 use crate::netns;
@@ -17,24 +17,24 @@ use crate::observed::ObservedPeer;
 use crate::plan::{Link, Site};
 use crate::state::{Key, Peer, PrivateKey};
 
-/// Opens TUN and UDP socket in the binding namespace and moves the TUN into the container's.
+/// Opens TUN and UDP socket in the binding namespace and moves the TUN into the container's, with a framing that the
+/// engine understands.
 pub(super) fn create(
     member: &str,
     site: &Site,
     container: BorrowedFd<'_>,
     binding: BorrowedFd<'_>,
     link: &Link,
+    framing: Framing,
 ) -> Result<Interface, Error> {
     let name = format!("wr{:08x}", group(member));
     let opened = netns::enter(binding, || -> Result<(OwnedFd, OwnedFd), Error> {
-        let tun = open_tun(&name).map_err(Error::NoTun)?;
-        let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, link.port);
-        let udp = UdpSocket::bind(any).map_err(|error| match error.kind() {
+        let tun = open_tun(&name, framing).map_err(Error::NoTun)?;
+        let udp = open_udp(link.port).map_err(|error| match error.kind() {
             io::ErrorKind::AddrInUse => Error::PortInUse { port: link.port },
             _ => refused("open the UDP socket of", site, error),
         })?;
-        udp.set_nonblocking(true).map_err(|error| refused("open the UDP socket of", site, error))?;
-        Ok((tun, OwnedFd::from(udp)))
+        Ok((tun, udp))
     });
     let (tun, udp) = opened.map_err(|error| refused("make", site, error))??;
     let attributes = vec![

@@ -26,6 +26,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netplumb::engine::{Framing, open_tun};
 use netplumb::netlink::nft::{self, Rules};
 use rustix::mount::mount_bind;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
@@ -139,7 +140,7 @@ impl Floor {
         ];
         let rows = neighbours.map(|row| (row, NLM_F_CREATE | NLM_F_REPLACE));
         route.send(ethernet.into_iter().chain(rows).collect())?;
-        let tun = netplumb::engine::open_tun(&tun_name(number))?;
+        let tun = open_tun(&tun_name(number), Framing::Large)?;
         let udp = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 51820))?;
         let found = index(&tun_name(number))?;
         route.tun = found;
