@@ -38,13 +38,18 @@ pub struct Beat {
 impl Pulse {
     /// Sends from `netns` to the echo server at `to`.
     pub fn start(netns: &Netns, to: SocketAddr) -> Pulse {
+        Pulse::every(PERIOD, netns, to)
+    }
+
+    /// As [`Pulse::start`], in another rhythm.
+    pub fn every(period: Duration, netns: &Netns, to: SocketAddr) -> Pulse {
         let (netns, stop) = (netns.clone(), Arc::new(AtomicBool::new(false)));
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
             netns.enter_for_good()?;
             let socket = UdpSocket::bind("0.0.0.0:0")?;
             socket.connect(to)?;
-            beat(&socket, &stopped)
+            beat(period, &socket, &stopped)
         });
         Pulse { stop, thread }
     }
@@ -57,12 +62,12 @@ impl Pulse {
     }
 }
 
-fn beat(socket: &UdpSocket, stopped: &AtomicBool) -> io::Result<Beat> {
+fn beat(period: Duration, socket: &UdpSocket, stopped: &AtomicBool) -> io::Result<Beat> {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let listener = scope.spawn(|| listen(socket, &done));
         let mut sent = 0_u64;
-        paced(PERIOD, || {
+        paced(period, || {
             let mut datagram = [0; BYTES];
             datagram[BYTES - 8..].copy_from_slice(&sent.to_be_bytes());
             // What an interface that is gone refuses is lost, too.

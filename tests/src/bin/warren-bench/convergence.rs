@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde::Deserialize;
 
-use crate::report::Row;
+use crate::report::{Row, Target};
 
 /// Hosts of the largest region, unless `HOSTS` says otherwise.
 const HOSTS: &str = "100";
@@ -45,5 +45,5 @@ pub fn measure() -> io::Result<Vec<Row>> {
 }
 
 fn row(Line { metric, value, unit, peer, peer_value, target }: Line) -> Row {
-    Row { metric, value, unit, peer: peer.zip(peer_value), target }
+    Row { metric, value, unit, peer: peer.zip(peer_value), target: target.map(Target::AtMost) }
 }

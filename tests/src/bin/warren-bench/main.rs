@@ -9,6 +9,7 @@
 
 mod attach;
 mod convergence;
+mod datapath;
 mod dns;
 mod floor;
 mod report;
@@ -25,9 +26,9 @@ use tests::stage;
 /// Set for the bench inside its own namespaces: its directory on a real disk.
 const INSIDE: &str = "WARREN_BENCH_DIR";
 /// Benches of the contract that are not written yet.
-const LATER: [&str; 4] = ["datapath", "runtimes", "agent", "simulation"];
+const LATER: [&str; 3] = ["runtimes", "agent", "simulation"];
 /// Benches there are.
-const BENCHES: [&str; 3] = ["attach", "convergence", "dns"];
+const BENCHES: [&str; 4] = ["attach", "convergence", "datapath", "dns"];
 
 fn main() -> ExitCode {
     if let [_, what, name, port] = &env::args().collect::<Vec<_>>()[..]
@@ -57,7 +58,12 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    if wanted("attach") || wanted("dns") { enter() } else { ExitCode::SUCCESS }
+    if wanted("datapath") {
+        // Outside of the namespaces, which have no network.
+        let own = env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
+        datapath::install(&target_dir(&own));
+    }
+    if wanted("attach") || wanted("datapath") || wanted("dns") { enter() } else { ExitCode::SUCCESS }
 }
 
 /// Prints the rows and appends them to the file.
@@ -104,8 +110,13 @@ fn inside(dir: &Path, wanted: impl Fn(&str) -> bool) -> ExitCode {
         let rows = dns::measure(&dir.join("dns"), &target.join("bench-dns.svg"));
         rows.and_then(|rows| tell(&target, "dns", &rows))
     };
-    let attached = if wanted("attach") { attach() } else { Ok(()) };
-    match attached.and_then(|()| if wanted("dns") { dns() } else { Ok(()) }) {
+    let datapath = || {
+        report::machine(dir);
+        datapath::measure(&target).and_then(|rows| tell(&target, "datapath", &rows))
+    };
+    let benches: [(&str, &dyn Fn() -> io::Result<()>); 3] =
+        [("attach", &attach), ("datapath", &datapath), ("dns", &dns)];
+    match benches.iter().filter(|(name, _)| wanted(name)).try_for_each(|(_, bench)| bench()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");

@@ -17,19 +17,39 @@ pub struct Row {
     pub unit: String,
     /// What it stands beside: its name and figure.
     pub peer: Option<(String, f64)>,
-    /// The most it may be; none where the figure is only told.
-    pub target: Option<f64>,
+    /// What it may be; none where the figure is only told.
+    pub target: Option<Target>,
+}
+
+/// A bound of a figure.
+#[derive(Debug, Clone, Copy)]
+pub enum Target {
+    /// It may be so much and no more.
+    AtMost(f64),
+    /// It may be so much and no less.
+    AtLeast(f64),
 }
 
 impl Row {
     /// Milliseconds that are only told.
     pub fn told(metric: impl Into<String>, value: f64) -> Row {
-        Row { metric: metric.into(), value, unit: "ms".into(), peer: None, target: None }
+        Row::figure(metric, "ms", value)
+    }
+
+    /// A figure that is only told.
+    pub fn figure(metric: impl Into<String>, unit: &str, value: f64) -> Row {
+        Row { metric: metric.into(), value, unit: unit.into(), peer: None, target: None }
     }
 
     /// With the most it may be.
     pub fn at_most(mut self, target: f64) -> Row {
-        self.target = Some(target);
+        self.target = Some(Target::AtMost(target));
+        self
+    }
+
+    /// With the least it may be.
+    pub fn at_least(mut self, target: f64) -> Row {
+        self.target = Some(Target::AtLeast(target));
         self
     }
 
@@ -45,7 +65,10 @@ impl Row {
     }
 
     fn ok(&self) -> Option<bool> {
-        self.target.map(|target| self.value <= target)
+        self.target.map(|target| match target {
+            Target::AtMost(target) => self.value <= target,
+            Target::AtLeast(target) => self.value >= target,
+        })
     }
 }
 
@@ -103,7 +126,11 @@ const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
 pub fn table(rows: &[Row]) {
     println!("\n{:<68} {:>9} {:<5}  {:>10}  {:<3}  beside", "", "value", "", "target", "");
     for row in rows {
-        let target = row.target.map(|target| format!("≤ {target:.1}")).unwrap_or_default();
+        let target = row.target.map(|target| match target {
+            Target::AtMost(target) => format!("≤ {target:.1}"),
+            Target::AtLeast(target) => format!("≥ {target:.1}"),
+        });
+        let target = target.unwrap_or_default();
         let mark = row.ok().map_or("", |ok| if ok { "ok" } else { "NOT" });
         let ratio = row.ratio().map(|ratio| format!(" (× {ratio:.2})")).unwrap_or_default();
         let peer = row.peer.as_ref().map(|(name, value)| format!("{name} {value:.1}{ratio}"));
@@ -132,7 +159,7 @@ pub fn append(file: &Path, bench: &str, rows: &[Row]) -> io::Result<()> {
             "peer": row.peer.as_ref().map(|(name, _)| name),
             "peer_value": row.peer.as_ref().map(|(_, value)| value),
             "ratio": row.ratio(),
-            "target": row.target,
+            "target": row.target.map(|(Target::AtMost(target) | Target::AtLeast(target))| target),
             "ok": row.ok(),
         });
         writeln!(out, "{line}")?;
