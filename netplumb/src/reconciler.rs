@@ -15,6 +15,8 @@ pub struct Reconciler<K> {
     kernel: K,
     /// As last observed, advanced by every Op that succeeded; forgotten where one failed.
     known: Observed,
+    /// Where the containers' sides of what is known were looked for.
+    traces: BTreeMap<String, BTreeMap<String, Trace>>,
     /// Networks that are known to be as desired, with what was desired of them.
     settled: BTreeMap<String, Settled>,
     /// The network audited last.
@@ -63,7 +65,13 @@ pub enum Outcome {
 impl<K: Kernel> Reconciler<K> {
     /// Knows nothing yet: the first reconciliation observes.
     pub fn new(kernel: K) -> Reconciler<K> {
-        Reconciler { kernel, known: Observed::default(), settled: BTreeMap::new(), audited: None }
+        Reconciler {
+            kernel,
+            known: Observed::default(),
+            traces: BTreeMap::new(),
+            settled: BTreeMap::new(),
+            audited: None,
+        }
     }
 
     /// The kernel, for what is not reconciled.
@@ -157,7 +165,11 @@ impl<K: Kernel> Reconciler<K> {
         self.settled.remove(name);
         let complete = self.knows(&turn);
         let expected = diff(&self.known, desired, &turn, prune);
-        let again = traces.iter().filter(|(id, _)| !complete || members.contains(*id));
+        let moved = |id: &String, trace: &Trace| {
+            self.traces.get(name).and_then(|looked_for| looked_for.get(id)) != Some(trace)
+        };
+        let again =
+            traces.iter().filter(|(id, trace)| !complete || members.contains(*id) || moved(id, trace));
         let again = again.map(|(id, trace)| (id.clone(), trace.clone())).collect();
         if let Err(error) = self.learn(name, again).await {
             report.unseen.push((name.to_owned(), error));
@@ -172,13 +184,14 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Observes a network's own namespace and these members; what is known of others stays.
     async fn learn(&mut self, name: &str, traces: BTreeMap<String, Trace>) -> Result<(), Error> {
-        let part = Ours { networks: BTreeMap::from([(name.to_owned(), traces)]) };
+        let part = Ours { networks: BTreeMap::from([(name.to_owned(), traces.clone())]) };
         match self.kernel.observe(&part).await {
             Ok(mut observed) => {
                 let observed = observed.networks.remove(name).unwrap_or_default();
                 let known = self.known.networks.entry(name.to_owned()).or_default();
                 known.fabric = observed.fabric;
                 known.members.extend(observed.members);
+                self.traces.entry(name.to_owned()).or_default().extend(traces);
                 Ok(())
             }
             Err(error) => {
@@ -195,16 +208,20 @@ impl<K: Kernel> Reconciler<K> {
         })
     }
 
-    /// Observes what is in `ours` and not known, forgets what is known and not in `ours`. Gives
-    /// back that part of `ours` which is known now.
+    /// Observes what is in `ours` and not known, forgets what is known and not in `ours`, or was seen in another
+    /// place. Gives back that part of `ours` which is known now.
     async fn observe_unknown(&mut self, ours: &Ours, report: &mut Report) -> Ours {
         let mut seen = ours.clone();
         self.known.networks.retain(|name, _| ours.networks.contains_key(name));
         self.settled.retain(|name, _| ours.networks.contains_key(name));
+        self.traces.retain(|name, _| ours.networks.contains_key(name));
         for (name, traces) in &ours.networks {
             let mut unknown = traces.clone();
             if let Some(known) = self.known.networks.get_mut(name) {
-                known.members.retain(|id, _| traces.contains_key(id));
+                let looked_for = self.traces.get(name);
+                known.members.retain(|id, _| {
+                    traces.get(id).is_some_and(|trace| looked_for.and_then(|of| of.get(id)) == Some(trace))
+                });
                 unknown.retain(|id, _| !known.members.contains_key(id));
                 if unknown.is_empty() {
                     continue;

@@ -139,6 +139,9 @@ pub struct Member {
     pub port: u16,
     /// Another member holds its address: it keeps its interface, and has no peer until it has another one.
     pub contested: bool,
+    /// Its interface waits in `netns`, which is the host's, for the container's runtime to take it; nothing else of
+    /// the container's side is there.
+    pub held: bool,
     /// The nft table in the container.
     pub guard: Guard,
 }

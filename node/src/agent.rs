@@ -3,6 +3,7 @@
 
 mod claim;
 mod contested;
+mod endpoint;
 mod event;
 mod explain;
 mod follow;
@@ -38,7 +39,7 @@ pub use question::{Inquiry, Remembered};
 pub use reconcile::Built;
 pub use start::start;
 
-use crate::attach::{Call, Claimed, Context, Created, Refusal};
+use crate::attach::{Binding, Call, Claimed, Context, Created, Refusal, Reservation, Round};
 use crate::claims::{Answer, Bench, Grants, Ledger, MemberKey, Question, Told};
 use crate::journal::Journal;
 use crate::metrics::Metrics;
@@ -101,6 +102,12 @@ impl Snapshot {
 pub enum Step {
     /// Claim what a new member needs and publish it as joining, given what judges have said so far.
     Claim(Box<(Call, Container, Told)>, oneshot::Sender<Result<Claimed, Refusal>>),
+    /// Claim an address for a member that will be named later, given what judges have said so far.
+    Reserve(Box<(Reservation, Told)>, oneshot::Sender<Result<Round<Entry>, Refusal>>),
+    /// Say whose a reserved address is.
+    Bind(Box<(Binding, Told)>, oneshot::Sender<Result<Round<Bound>, Refusal>>),
+    /// A runtime has taken a held member into its container, which has IPv6 or not.
+    Take(Box<Entry>, bool, oneshot::Sender<()>),
     /// Give a contested member what it needs instead.
     Move(MemberId, Box<Told>, oneshot::Sender<Moved>),
     /// Another host has said which members it remembers of this one.
@@ -148,6 +155,9 @@ pub enum Step {
     /// The member ends. Answers the revision to wait for.
     Release(MemberId, oneshot::Sender<u64>),
 }
+
+/// A member that was bound, and the hosts that have members of its network.
+type Bound = (Entry, Vec<HostId>);
 
 /// A running agent. Dropping it is a crash: its tasks end at once and nobody is told.
 pub struct Handle<K, S> {
@@ -223,6 +233,8 @@ struct Agent<K, S> {
     disowned: BTreeSet<MemberId>,
     /// Own members that are being given other things.
     moving: BTreeSet<MemberId>,
+    /// What a runtime asked for and has not used yet, and since when.
+    unused: BTreeMap<MemberId, Instant>,
     /// How many own members may be re-addressed until the next tick.
     readdresses_left: usize,
     events: Events,

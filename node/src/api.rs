@@ -114,12 +114,13 @@ impl Api {
 }
 
 /// A listener that was open before this process began.
-fn adopt(socket: std::os::unix::net::UnixListener) -> anyhow::Result<UnixListener> {
+pub(crate) fn adopt(socket: std::os::unix::net::UnixListener) -> anyhow::Result<UnixListener> {
     socket.set_nonblocking(true)?;
     Ok(UnixListener::from_std(socket)?)
 }
 
-fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+/// A listener at `path`, for its owner alone, in place of what a killed agent left.
+pub(crate) fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     // What an agent that was killed left behind: the run directory is locked, nobody serves it.
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

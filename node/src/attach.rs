@@ -1,6 +1,7 @@
 //! Attaching a container: what a caller asks for and is told, and what refuses it.
 
 mod context;
+mod endpoint;
 mod room;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use netplumb::kernel::Container;
 use serde::{Deserialize, Serialize};
 
 pub use context::{Applied, Claimed, Context, Created};
+pub use endpoint::{Binding, Reservation, Round};
 pub use room::Room;
 
 /// What a caller asks for.
@@ -48,7 +50,7 @@ pub struct Request {
     pub wait_ms: Option<u64>,
 }
 
-fn web() -> ProcessType {
+pub(crate) fn web() -> ProcessType {
     "web".parse().expect("`web` is a process type")
 }
 

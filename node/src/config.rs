@@ -9,12 +9,17 @@ use anyhow::{Context as _, bail};
 use gossip::id::{HostId, Region};
 use serde::Deserialize;
 
+use crate::runtime::docker::engine;
+
 /// Where the agent looks for its configuration when not told.
 pub const DEFAULT_PATH: &str = "/etc/warren/agent.toml";
 /// Where the agent's API socket stands when not told.
 pub const DEFAULT_SOCKET: &str = "/run/warren/warren.sock";
 /// Where the engine's socket stands when not told.
 pub const DEFAULT_ENGINE_SOCKET: &str = "/run/warren/engine.sock";
+
+/// Where Docker looks for the plugin `warren`.
+pub const DEFAULT_PLUGIN: &str = "/run/docker/plugins/warren.sock";
 
 /// Everything an agent is told, checked.
 #[derive(Debug, Clone)]
@@ -35,6 +40,8 @@ pub struct Config {
     pub underlay: Underlay,
     /// Names.
     pub dns: Dns,
+    /// How Docker finds this agent, and it Docker.
+    pub docker: Docker,
     /// Where `/metrics`, `/healthz`, `/readyz` and the status page are served.
     pub http: SocketAddr,
     /// Which WireGuard.
@@ -104,6 +111,15 @@ pub struct Underlay {
     pub address: IpAddr,
     /// UDP port of VXLAN.
     pub vxlan_port: u16,
+}
+
+/// How Docker finds this agent, and it Docker.
+#[derive(Debug, Clone)]
+pub struct Docker {
+    /// The plugin's socket, whose file name is the driver's name; none where it is not served.
+    pub plugin: Option<PathBuf>,
+    /// The engine's socket.
+    pub socket: PathBuf,
 }
 
 /// How names are served.
@@ -224,6 +240,8 @@ const KEYS: &[&str] = &[
     "dns.listen",
     "dns.upstreams",
     "dns.forward",
+    "docker.plugin",
+    "docker.socket",
     "http.listen",
     "wireguard.backend",
     "unguarded",
@@ -312,6 +330,8 @@ struct Written {
     #[serde(default)]
     dns: WrittenDns,
     #[serde(default)]
+    docker: WrittenDocker,
+    #[serde(default)]
     http: WrittenHttp,
     #[serde(default)]
     wireguard: WrittenWireguard,
@@ -360,6 +380,13 @@ struct WrittenDns {
 enum Upstream {
     Socket(SocketAddr),
     Address(IpAddr),
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenDocker {
+    plugin: Option<PathBuf>,
+    socket: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -452,6 +479,11 @@ impl Written {
         if dns.ttl_s == 0 || dns.ttl_s > 86_400 {
             bail!("dns.ttl_s is {}: expected 1 to 86400", dns.ttl_s);
         }
+        let plugin = self.docker.plugin.unwrap_or_else(|| DEFAULT_PLUGIN.into());
+        let docker = Docker {
+            plugin: Some(plugin).filter(|path| !path.as_os_str().is_empty()),
+            socket: self.docker.socket.unwrap_or_else(|| engine::DEFAULT_SOCKET.into()),
+        };
         Ok(Config {
             region: self.region,
             host,
@@ -465,6 +497,7 @@ impl Written {
             },
             underlay,
             dns,
+            docker,
             http: self.http.listen.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 9479))),
             backend: match self.wireguard.backend.unwrap_or(WrittenBackend::Auto) {
                 WrittenBackend::Auto => netplumb::Backend::Auto,

@@ -233,6 +233,7 @@ fn own_member(entry: &Entry, subnet: ipnet::Ipv4Net, here: &Here, mtu: u32) -> M
         private_key: entry.private_key.clone(),
         port: WIREGUARD_PORT,
         contested: false,
+        held: entry.is_held(),
         guard: here.guard,
     }
 }

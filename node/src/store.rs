@@ -71,6 +71,45 @@ pub struct Entry {
     pub state: MemberState,
     /// The counter of the claim.
     pub counter: u64,
+    /// How far its runtime is with it, where that asks by libnetwork's protocol.
+    #[serde(default)]
+    pub endpoint: Option<Endpoint>,
+}
+
+/// A member whose runtime asks for an address first, names the container then, and takes the interface into it last
+/// (libnetwork).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Endpoint {
+    /// The address was asked for; whose it is will be said.
+    Reserved,
+    /// The interface waits in the host's namespace.
+    Held {
+        /// The runtime's id of the endpoint.
+        id: String,
+        /// Where the container's namespace will be.
+        sandbox: PathBuf,
+    },
+    /// The runtime has taken the interface into the container.
+    Taken {
+        /// The runtime's id of the endpoint.
+        id: String,
+    },
+}
+
+impl Entry {
+    /// Its interface waits in the host's namespace for the runtime.
+    pub fn is_held(&self) -> bool {
+        matches!(self.endpoint, Some(Endpoint::Held { .. }))
+    }
+
+    /// The runtime's id of it.
+    pub fn endpoint_id(&self) -> Option<&str> {
+        match &self.endpoint {
+            Some(Endpoint::Held { id, .. } | Endpoint::Taken { id }) => Some(id),
+            Some(Endpoint::Reserved) | None => None,
+        }
+    }
 }
 
 /// What a store held at start.

@@ -64,7 +64,8 @@ fn io_happens_where_the_map_says() {
     let rules: &[(&[&str], &[&str], &str)] = &[
         (&["gossip"], &["gossip/src/quic", "gossip/src/codec.rs"], "UdpSocket"),
         (&["node"], &["node/src/api.rs"], "TcpListener"),
-        (&["node"], &["node/src/api.rs", "node/src/cli/client.rs"], "UnixStream"),
+        (&["node"], &["node/src/api.rs", "node/src/http.rs"], "UnixStream"),
+        (&["node"], &["node/src/api.rs", "node/src/runtime/"], "UnixListener"),
         (&["gossip", "resolver", "netplumb"], &[], "UnixStream"),
         (&["netplumb"], &["netplumb/src/engine"], "AddressFamily::UNIX"),
         (&["gossip", "resolver", "node"], &[], "netlink_"),

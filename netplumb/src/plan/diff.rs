@@ -168,6 +168,7 @@ impl MemberDraft<'_, '_> {
         }
         self.veth(binding, around, member, network);
         match &is.inside {
+            Some(inside) if member.held => self.held(inside, binding.is_some(), member, network),
             Some(inside) => self.inside(inside, binding.is_some(), member, network),
             // It fails with the reason, and nothing after it is tried.
             None => self.add_inside(InsideChange::Loopback),
@@ -228,6 +229,16 @@ impl MemberDraft<'_, '_> {
                 self.remove_member(MemberChange::DropNeighbours(chunk));
             }
         }
+    }
+
+    /// The interface that waits in the host's namespace, made together with the binding's: one that is not there any
+    /// more has been taken by the runtime, and will be found in the container.
+    fn held(&mut self, is: &Inside, bound: bool, member: &Member, network: &Network) {
+        if is.device.is_none() && bound {
+            return;
+        }
+        let kept = self.link(is.device.as_ref(), bound, member, &Target::of(member, false));
+        self.peers(kept, member, network);
     }
 
     fn inside(&mut self, is: &Inside, bound: bool, member: &Member, network: &Network) {

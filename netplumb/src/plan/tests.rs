@@ -75,6 +75,7 @@ fn network(index: u8, vni: u32, choice: &Choice) -> Network {
             private_key: key(index, *slot, *chosen),
             port: 51820,
             contested: false,
+            held: false,
             guard: Guard::Table { listener: "127.240.0.53:61053".parse().unwrap() },
         };
         (member_id(*slot), member)

@@ -224,6 +224,7 @@ pub fn network(local: Ipv4Addr, everybody: &[Identity], containers: &BTreeMap<St
             private_key: identity.key.clone(),
             port: 51820,
             contested: false,
+            held: false,
             guard: Guard::Table { listener: "127.240.0.53:61053".parse().unwrap() },
         };
         (identity.id.clone(), member)

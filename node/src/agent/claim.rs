@@ -1,8 +1,9 @@
 //! The loop's side of an attach: what a new member gets, and when it is ready.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use gossip::id::MemberId;
+use gossip::id::{MemberId, NetworkId};
 use gossip::record::{MEMBERS_MAX, MemberState, PublicKey};
 use ipnet::Ipv4Net;
 use netplumb::kernel::{Container, Kernel};
@@ -44,11 +45,9 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 Refusal::new(RefusalKind::Conflict, detail).hint("detach it first, or give another --id")
             );
         }
-        self.not_fenced()?;
-        if let Some(why) = self.outside() {
+        if let Some(why) = self.barred()? {
             return Ok(Claimed::Later(told, again(), why));
         }
-        self.not_full()?;
         let subnet = self.ledger.networks.get(network).map_or(DEFAULT_SUBNET, |claim| claim.subnet);
         if self.leaves(&container, subnet) {
             return Ok(Claimed::Leaving(told, again()));
@@ -93,16 +92,35 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             boot: self.boot.clone(),
             ifname,
             address,
-            address6: (container.ipv6 && self.mtu_takes_ipv6()).then(|| project::address6(network, address)),
+            address6: self.address6(network, address, container.ipv6),
             ipv6: container.ipv6,
             public_key: PublicKey(private_key.public().0),
             private_key,
             ports: request.ports,
             state: MemberState::Joining,
             counter: self.ledger.next_counter(),
+            endpoint: None,
         };
         self.journal().insert(entry.clone());
         Ok(Claimed::New(Box::new(entry), self.hosts_of(network)))
+    }
+
+    /// Why this host can claim nothing yet, in words.
+    ///
+    /// # Errors
+    /// It cannot at all.
+    pub(super) fn barred(&self) -> Result<Option<String>, Refusal> {
+        self.not_fenced()?;
+        let outside = self.outside();
+        if outside.is_none() {
+            self.not_full()?;
+        }
+        Ok(outside)
+    }
+
+    /// A member's address in the ULA, if its container and the region's MTU have room for one.
+    pub(super) fn address6(&self, network: NetworkId, address: Ipv4Addr, ipv6: bool) -> Option<Ipv6Addr> {
+        (ipv6 && self.mtu_takes_ipv6()).then(|| project::address6(network, address))
     }
 
     /// Own members in a container.

@@ -181,6 +181,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             ports: record.ports().collect(),
             state: if kept { MemberState::Ready } else { MemberState::Released },
             counter: record.counter,
+            endpoint: None,
         };
         if let Err(error) = self.store.put(&entry).await {
             tracing::error!(member = %entry.member, "not taken over: {error}");
@@ -233,7 +234,7 @@ pub(super) fn start_delay(now_s: u64, starts: &mut Vec<u64>) -> Duration {
 }
 
 /// Entries of another boot, of an unfinished attach or of a namespace that is gone are released:
-/// what is left of them is torn down from the journal.
+/// what is left of them is torn down from the journal. What a runtime was promised is kept.
 pub(super) async fn settle<K: Kernel, S: Store>(
     mut entries: Vec<Entry>,
     boot: &str,
@@ -242,7 +243,8 @@ pub(super) async fn settle<K: Kernel, S: Store>(
 ) -> Vec<Entry> {
     for entry in &mut entries {
         let alive = entry.boot == boot && kernel.alive(&entry.netns, entry.inode).await;
-        if entry.state == MemberState::Released || (entry.state == MemberState::Ready && alive) {
+        let promised = entry.state == MemberState::Ready || entry.endpoint_id().is_some();
+        if entry.state == MemberState::Released || (promised && alive) {
             continue;
         }
         tracing::info!(member = %entry.member, container = %entry.container, alive, "member did not outlive the agent");

@@ -118,6 +118,7 @@ where
         want,
         snapshot,
         moving: BTreeSet::new(),
+        unused: BTreeMap::new(),
         taken_over: intact,
         disowned: BTreeSet::new(),
         readdresses_left: READDRESS_PER_TICK,

@@ -33,6 +33,21 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                     self.follow().await;
                 }
             }
+            Step::Reserve(asked, reply) => {
+                let (asked, told) = *asked;
+                let _ = reply.send(self.reserve(asked, Box::new(told)));
+                self.follow().await;
+            }
+            Step::Bind(binding, reply) => {
+                let (binding, told) = *binding;
+                let _ = reply.send(self.bind(binding, Box::new(told)));
+                self.follow().await;
+            }
+            Step::Take(entry, ipv6, reply) => {
+                let address6 = self.address6(entry.network, entry.address, ipv6);
+                self.take(Entry { address6, ipv6, ..*entry });
+                let _ = reply.send(());
+            }
             Step::TakeOver(remembered) => {
                 if !self.taken_over {
                     self.take_over(remembered).await;
@@ -152,6 +167,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         if !self.taken_over {
             self.recall();
         }
+        self.drop_unused();
         self.expire().await;
         if self.names.is_due(Instant::now()) {
             self.follow().await;
@@ -186,7 +202,9 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         let (context, kernel) = (self.context.clone(), self.kernel.clone());
         self.watching = Some(self.tasks.spawn(async move {
             for entry in live {
-                if !kernel.alive(&entry.netns, entry.inode).await {
+                if entry.is_held() {
+                    context.look_into_sandbox(&entry).await;
+                } else if !kernel.alive(&entry.netns, entry.inode).await {
                     tracing::info!(member = %entry.member, container = %entry.container, "container is gone: detaching");
                     if let Err(error) = context.clone().detach(entry).await {
                         tracing::warn!("detach of a gone container: {error}");

@@ -18,9 +18,9 @@ use crate::claims::{Question, Told};
 use crate::store::{Entry, Store};
 
 /// How long the whole call may take, the wait for other hosts excluded.
-const ATTACH_BOUND: Duration = Duration::from_secs(15);
+pub(super) const ATTACH_BOUND: Duration = Duration::from_secs(15);
 /// How long an attach waits for the other hosts when the caller does not say.
-const APPLIED_WAIT_DEFAULT: Duration = Duration::from_millis(250);
+pub(super) const APPLIED_WAIT_DEFAULT: Duration = Duration::from_millis(250);
 
 /// What the loop says to a claim.
 pub enum Claimed {
@@ -136,12 +136,7 @@ impl<K: Kernel, S: Store> Context<K, S> {
             .hint("run the container without --network host"));
         }
         if !container.nf_tables && !self.unguarded {
-            return Err(Refusal::new(
-                RefusalKind::Failed,
-                "this kernel has no nf_tables, so the private address cannot be protected from the container's \
-                 other networks",
-            )
-            .hint("load the nf_tables module, or set `unguarded = true` to attach all the same"));
+            return Err(unguardable());
         }
         Ok(container)
     }
@@ -262,7 +257,11 @@ impl<K: Kernel, S: Store> Context<K, S> {
     }
 
     /// Asks judges, all at once.
-    async fn ask(&self, told: &mut Told, questions: Vec<(HostId, Question)>) -> Result<(), Refusal> {
+    pub(super) async fn ask(
+        &self,
+        told: &mut Told,
+        questions: Vec<(HostId, Question)>,
+    ) -> Result<(), Refusal> {
         let asked = Instant::now();
         let ask = |(judge, question): &(HostId, Question)| {
             let (judge, question) = (judge.clone(), question.clone());
@@ -276,7 +275,7 @@ impl<K: Kernel, S: Store> Context<K, S> {
     }
 
     /// Step 4: the reconciler builds it.
-    async fn build(&self, member: &MemberId, deadline: Instant) -> Result<(), Refusal> {
+    pub(super) async fn build(&self, member: &MemberId, deadline: Instant) -> Result<(), Refusal> {
         let revision = self.step(|reply| Step::Build(member.clone(), reply)).await?;
         let built = self.built(revision, deadline).await?;
         match built.failed.get(member) {
@@ -286,7 +285,7 @@ impl<K: Kernel, S: Store> Context<K, S> {
     }
 
     /// Step 5, first half: who has the member in its kernel, of the hosts that need it.
-    async fn ask_applied(&self, entry: &Entry, hosts: Vec<HostId>, wait: Duration) -> Applied {
+    pub(super) async fn ask_applied(&self, entry: &Entry, hosts: Vec<HostId>, wait: Duration) -> Applied {
         let deadline = Instant::now() + wait;
         let asks = hosts.into_iter().map(|host| {
             let (reply, answer) = oneshot::channel();
@@ -312,13 +311,13 @@ impl<K: Kernel, S: Store> Context<K, S> {
     }
 
     /// Step 5, second half: the promise is written down, then made.
-    async fn ready(&self, member: &MemberId) -> Result<Entry, Refusal> {
+    pub(super) async fn ready(&self, member: &MemberId) -> Result<Entry, Refusal> {
         let entry = self.step(|reply| Step::Ready(member.clone(), reply)).await??;
         self.store.put(&entry).await.map_err(|e| unwritten(&e))?;
         Ok(entry)
     }
 
-    async fn release(&self, mut entry: Entry) {
+    pub(super) async fn release(&self, mut entry: Entry) {
         if let Ok(revision) = self.step(|reply| Step::Release(entry.member.clone(), reply)).await {
             entry.state = MemberState::Released;
             // Best effort, as the store may be what has failed: an entry that stays as joining is
@@ -328,7 +327,7 @@ impl<K: Kernel, S: Store> Context<K, S> {
         }
     }
 
-    async fn step<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Step) -> Result<T, Refusal> {
+    pub(super) async fn step<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Step) -> Result<T, Refusal> {
         let stopping = || Refusal::new(RefusalKind::Unready, "the agent is stopping");
         let (reply, answer) = oneshot::channel();
         self.steps.send(make(reply)).await.map_err(|_| stopping())?;
@@ -361,7 +360,16 @@ pub struct Applied {
     pub missing: Vec<HostId>,
 }
 
-fn unwritten(error: &std::io::Error) -> Refusal {
+/// Why a kernel without nf_tables attaches nothing.
+pub(super) fn unguardable() -> Refusal {
+    Refusal::new(
+        RefusalKind::Failed,
+        "this kernel has no nf_tables, so the private address cannot be protected from the container's other networks",
+    )
+    .hint("load the nf_tables module, or set `unguarded = true` to attach all the same")
+}
+
+pub(super) fn unwritten(error: &std::io::Error) -> Refusal {
     Refusal::new(RefusalKind::Failed, format!("the journal cannot be written: {error}"))
         .hint("free space on state_dir, or make it writable")
 }

@@ -20,6 +20,7 @@ use crate::api::{Api, Served};
 use crate::attach::Context;
 use crate::config::Config;
 use crate::names::Kept;
+use crate::runtime::docker::Plugin;
 use crate::store::{DirStore, Store};
 
 #[derive(Debug, clap::Args)]
@@ -129,6 +130,14 @@ async fn serve(
         metrics: agent.metrics.clone(),
         wireguard,
     };
+    let plugin = config.docker.plugin.as_deref().and_then(|path| {
+        let plugin =
+            Plugin::serve(served.clone(), inherited.listener(path), path, &config.docker.socket);
+        // The rest is served all the same.
+        plugin
+            .inspect_err(|error| tracing::error!("containers of Docker cannot join by themselves: {error:#}"))
+            .ok()
+    });
     let socket = inherited.listener(&config.socket());
     let lasting = socket.is_some();
     let api = Api::serve(served, socket).await?;
@@ -141,7 +150,7 @@ async fn serve(
     }
     tracing::info!("stopping");
     service::stopping();
-    drop(api);
+    drop((api, plugin));
     agent.stop().await;
     if !lasting {
         let _ = std::fs::remove_file(config.socket());

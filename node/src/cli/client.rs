@@ -3,15 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::UnixStream;
 
 use crate::api::Problem;
+use crate::http::{self, Reply, Unanswered};
 
 /// Longest wait for the agent's answer: above any bound of its own.
 const ANSWER_BOUND: Duration = Duration::from_secs(60);
@@ -125,25 +123,14 @@ impl Client {
                 .code(3)
                 .hint("start it with `warren agent`, or name its socket with --socket")
         };
-        let stream = UnixStream::connect(&self.socket).await.map_err(|e| match e.kind() {
-            std::io::ErrorKind::PermissionDenied => {
+        let request = http::ask(&self.socket, method, path, body).await;
+        let Reply { status, body } = request.map_err(|e| match &e {
+            Unanswered::Refused(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
                 Failure::new("the agent's socket is for root alone").code(5)
             }
-            _ => unreachable(&e),
+            Unanswered::Malformed(e) => Failure::new(e.to_string()).code(2),
+            e => unreachable(e),
         })?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| unreachable(&e))?;
-        tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", "warren")
-            .header("content-type", "application/json")
-            .body(Full::new(body))
-            .map_err(|e| Failure::new(e.to_string()).code(2))?;
-        let response = sender.send_request(request).await.map_err(|e| unreachable(&e))?;
-        let status = response.status();
-        let body = response.into_body().collect().await.map_err(|e| unreachable(&e))?.to_bytes();
         if status.is_success() {
             return Ok(body);
         }
@@ -156,14 +143,4 @@ impl Client {
 
 fn code_of(status: StatusCode) -> u8 {
     if status.is_client_error() { 2 } else { 1 }
-}
-
-/// A path segment with everything escaped that is not plain.
-pub fn segment(text: &str) -> String {
-    text.bytes()
-        .map(|b| match b {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(b).to_string(),
-            _ => format!("%{b:02X}"),
-        })
-        .collect()
 }

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use super::Failure;
-use super::client::{Client, segment};
+use super::client::Client;
 use super::output::Output;
+use crate::http::segment;
 use crate::lookup::Lookup;
 
 #[derive(Debug, Subcommand)]

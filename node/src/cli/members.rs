@@ -11,10 +11,11 @@ use gossip::id::{AppId, NetworkId, ProcessType};
 use gossip::port::Port;
 
 use super::Failure;
-use super::client::{Client, segment};
+use super::client::Client;
 use super::network::Switch;
 use super::output::Output;
 use crate::attach::{Attached, Netns, Request};
+use crate::http::segment;
 
 #[derive(Debug, Args)]
 pub struct AttachArgs {

@@ -48,6 +48,7 @@ pub fn entry(last: u8, state: MemberState) -> Entry {
         ports: Vec::new(),
         state,
         counter: u64::from(last),
+        endpoint: None,
     }
 }
 

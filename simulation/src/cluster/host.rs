@@ -16,7 +16,7 @@ use netplumb::error::Error;
 use netplumb::state::{Guard, Vtep};
 use node::agent::{Handle, Snapshot};
 use node::attach::{Call, Netns, Request};
-use node::config::{Config, Dns, Gossip, Thresholds, Tls, Underlay};
+use node::config::{Config, Dns, Docker, Gossip, Thresholds, Tls, Underlay};
 use node::project::Here;
 use node::store::MemoryStore;
 use tokio::task::{AbortHandle, JoinSet};
@@ -386,6 +386,7 @@ pub(super) fn config(
         tls: Tls { ca: "/nowhere".into(), cert: "/nowhere".into(), key: "/nowhere".into() },
         underlay: Underlay { address: address.ip(), vxlan_port: 4789 },
         dns: Dns { forward: false, ..Dns::default() },
+        docker: Docker { plugin: None, socket: "/nowhere".into() },
         http: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         backend: netplumb::Backend::Auto,
         unguarded: false,

@@ -1,0 +1,170 @@
+//! The loop's side of a member whose runtime has no namespace for it yet (libnetwork): its address is
+//! claimed first, it is bound to a container then, and taken into it last.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use gossip::id::{AppId, HostId, MemberId};
+use gossip::record::{MemberState, PublicKey};
+use netplumb::kernel::Kernel;
+use tokio::time::Instant;
+
+use super::Agent;
+use super::claim::again;
+use crate::attach::{Binding, Refusal, RefusalKind, Reservation, Round};
+use crate::claims::desk::{Number, Wanted};
+use crate::claims::{DEFAULT_SUBNET, Need, Next, Told};
+use crate::store::{Endpoint, Entry, Store};
+
+/// How long an address stays claimed, or an interface made, without a container.
+const UNUSED: Duration = Duration::from_secs(60);
+
+impl<K: Kernel, S: Store + Clone> Agent<K, S> {
+    /// Claims an address for a member that will be named later.
+    pub(super) fn reserve(
+        &mut self,
+        asked: Reservation,
+        mut told: Box<Told>,
+    ) -> Result<Round<Entry>, Refusal> {
+        if let Some(why) = self.barred()? {
+            return Ok(Round::Later(told, again(), why));
+        }
+        let network = asked.network;
+        let known = self.ledger.networks.get(network).map(|claim| claim.subnet);
+        let need = Need {
+            network,
+            subnet: known.or(asked.subnet).unwrap_or(DEFAULT_SUBNET),
+            address: asked.address.map_or(Wanted::Any, Wanted::Chosen),
+            number: None,
+        };
+        let things = match self.next(&need, &mut told) {
+            Next::Have(things) => things,
+            Next::Ask(questions) => return Ok(Round::Ask(told, questions)),
+            Next::Wait(then, why) => return Ok(Round::Later(told, then, why)),
+            Next::Refused(refused) => return Err(refused.into()),
+        };
+        let address =
+            things.address.ok_or_else(|| Refusal::new(RefusalKind::Failed, "no address was given"))?;
+        let private_key = netplumb::state::PrivateKey::generate();
+        let member = MemberId::random();
+        let entry = Entry {
+            container: format!("reserved-{address}"),
+            network,
+            claim: things.claim,
+            app: nobody(),
+            process: crate::attach::web(),
+            ordinal: None,
+            ordinal_chosen: false,
+            netns: asked.host.netns,
+            inode: asked.host.inode,
+            boot: self.boot.clone(),
+            ifname: format!("wh{}", &member.as_str()[..12]),
+            member,
+            address,
+            address6: None,
+            ipv6: false,
+            public_key: PublicKey(private_key.public().0),
+            private_key,
+            ports: Vec::new(),
+            state: MemberState::Joining,
+            counter: self.ledger.next_counter(),
+            endpoint: Some(Endpoint::Reserved),
+        };
+        self.journal().insert(entry.clone());
+        Ok(Round::Done(entry))
+    }
+
+    /// Says whose a reserved address is, and gives that member its number. Done a second time it changes nothing.
+    pub(super) fn bind(
+        &mut self,
+        binding: Binding,
+        mut told: Box<Told>,
+    ) -> Result<Round<(Entry, Vec<HostId>)>, Refusal> {
+        let (network, address) = (binding.network, binding.address);
+        let at_address = |e: &&Entry| e.network == network && e.address == address;
+        let entry = self.journal.live().find(at_address).cloned();
+        let entry = match entry {
+            Some(entry) if entry.endpoint == Some(Endpoint::Reserved) => entry,
+            Some(entry) if entry.endpoint_id() == Some(&binding.endpoint) => {
+                let hosts = self.hosts_of(network);
+                return Ok(Round::Done((entry, hosts)));
+            }
+            Some(entry) => {
+                let detail = format!("{address} is held by container {}", entry.container);
+                return Err(Refusal::new(RefusalKind::Conflict, detail));
+            }
+            None => {
+                let detail = format!("{address} was not asked for within the last {} s", UNUSED.as_secs());
+                return Err(Refusal::new(RefusalKind::NotFound, detail).hint("start the container again"));
+            }
+        };
+        let need = Need {
+            network,
+            subnet: entry.claim.subnet,
+            address: Wanted::Nothing,
+            number: Some(Number {
+                app: binding.app,
+                process: binding.process.clone(),
+                chosen: binding.ordinal,
+            }),
+        };
+        let things = match self.next(&need, &mut told) {
+            Next::Have(things) => things,
+            Next::Ask(questions) => return Ok(Round::Ask(told, questions)),
+            Next::Wait(then, why) => return Ok(Round::Later(told, then, why)),
+            Next::Refused(refused) => return Err(refused.into()),
+        };
+        let entry = Entry {
+            container: binding.container,
+            app: binding.app,
+            process: binding.process,
+            ordinal: things.ordinal,
+            ordinal_chosen: binding.insists && binding.ordinal.is_some(),
+            ports: binding.ports,
+            endpoint: Some(Endpoint::Held { id: binding.endpoint, sandbox: binding.sandbox }),
+            ..entry
+        };
+        self.journal().change(&entry.member, |e| *e = entry.clone());
+        Ok(Round::Done((entry, self.hosts_of(network))))
+    }
+
+    /// A runtime has taken a held member into its container, as `entry` says.
+    pub(super) fn take(&mut self, entry: Entry) {
+        let Entry { netns, inode, ifname, endpoint, address6, ipv6, .. } = entry;
+        self.journal().change(&entry.member, |e| {
+            if e.is_held() {
+                (e.netns, e.inode, e.ifname) = (netns, inode, ifname);
+                (e.endpoint, e.address6, e.ipv6) = (endpoint, address6, ipv6);
+            }
+        });
+    }
+
+    /// Ends what a runtime asked for and never used.
+    pub(super) fn drop_unused(&mut self) {
+        let unused = |e: &&Entry| e.is_held() || e.endpoint == Some(Endpoint::Reserved);
+        let waiting: BTreeSet<MemberId> =
+            self.journal.live().filter(unused).map(|e| e.member.clone()).collect();
+        let now = Instant::now();
+        self.unused.retain(|member, _| waiting.contains(member));
+        for member in waiting {
+            self.unused.entry(member).or_insert(now);
+        }
+        let over: Vec<MemberId> =
+            self.unused.iter().filter(|(_, since)| now - **since >= UNUSED).map(|(m, _)| m.clone()).collect();
+        for entry in over.iter().filter_map(|member| self.journal.get(member)).cloned() {
+            tracing::warn!(member = %entry.member, address = %entry.address, "no runtime took it: released");
+            self.unused.remove(&entry.member);
+            let context = self.context.clone();
+            self.tasks.spawn(async move {
+                if let Err(error) = context.detach(entry).await {
+                    tracing::warn!("release of what no runtime took: {error}");
+                }
+            });
+        }
+    }
+}
+
+/// The app of an address whose member is not named yet.
+fn nobody() -> AppId {
+    "ap-00000000-0000-0000-0000-000000000000".parse().expect("a nil id is an id")
+}

@@ -1,0 +1,204 @@
+//! Attaching for a runtime that has no namespace yet (libnetwork): reserve an address, bind it to a container with an
+//! interface that waits in the host's namespace, and follow when the runtime has taken that into the container.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
+use gossip::port::Port;
+use ipnet::{IpNet, Ipv4Net};
+use netplumb::kernel::{Container, Kernel, NetnsSource};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::context::{APPLIED_WAIT_DEFAULT, ATTACH_BOUND, unwritten};
+use super::{Applied, Context, Refusal, RefusalKind};
+use crate::agent::Step;
+use crate::claims::{Question, Told};
+use crate::store::{Endpoint, Entry, Store};
+
+/// The host's own namespace, as the agent sees it.
+const HOST: &str = "/proc/self/ns/net";
+/// How often a sandbox is looked at that its runtime is about to fill.
+const PACE: Duration = Duration::from_millis(5);
+/// How long that often; the agent's tick looks on.
+const WATCHED: Duration = Duration::from_secs(10);
+
+/// An address that a runtime asks for before it says what for.
+#[derive(Debug, Clone)]
+pub struct Reservation {
+    /// The network.
+    pub network: NetworkId,
+    /// The subnet the network shall have if it is new.
+    pub subnet: Option<Ipv4Net>,
+    /// The address, when the caller has chosen one.
+    pub address: Option<Ipv4Addr>,
+    /// The host's own namespace.
+    pub host: Container,
+}
+
+/// Whose a reserved address is.
+#[derive(Debug, Clone)]
+pub struct Binding {
+    /// The network.
+    pub network: NetworkId,
+    /// The reserved address.
+    pub address: Ipv4Addr,
+    /// The caller's name for the container.
+    pub container: String,
+    /// The runtime's id of the endpoint.
+    pub endpoint: String,
+    /// Where the container's namespace will be.
+    pub sandbox: PathBuf,
+    /// The app.
+    pub app: AppId,
+    /// The process type.
+    pub process: ProcessType,
+    /// The number it shall have.
+    pub ordinal: Option<u32>,
+    /// No other number will do.
+    pub insists: bool,
+    /// The ports it publishes.
+    pub ports: Vec<Port>,
+}
+
+/// What the loop says to one round of a search for things.
+pub enum Round<T> {
+    /// Everything is there, and claimed.
+    Done(T),
+    /// Judges are to be asked.
+    Ask(Box<Told>, Vec<(HostId, Question)>),
+    /// Try again then; why, in words.
+    Later(Box<Told>, Instant, String),
+}
+
+type Reply<T> = oneshot::Sender<Result<Round<T>, Refusal>>;
+
+impl<K: Kernel, S: Store> Context<K, S> {
+    /// Claims an address of a network; it is freed again unless it is bound within a minute.
+    pub async fn reserve(
+        &self,
+        network: NetworkId,
+        subnet: Option<Ipv4Net>,
+        address: Option<Ipv4Addr>,
+    ) -> Result<Entry, Refusal> {
+        let host = self.kernel.identify(&NetnsSource::Path(HOST.into())).await;
+        let host = host.map_err(|e| Refusal::from(&e))?;
+        if !host.nf_tables && !self.unguarded {
+            return Err(super::context::unguardable());
+        }
+        let asked = Reservation { network, subnet, address, host };
+        self.rounds(|told, reply| Step::Reserve(Box::new((asked.clone(), told)), reply)).await
+    }
+
+    /// Binds a reserved address to a container: its interface is in the host's namespace when this returns, under the
+    /// name the entry says.
+    pub async fn bind(&self, binding: Binding) -> Result<(Entry, Applied), Refusal> {
+        let started = Instant::now();
+        let bound = match self.bind_once(&binding).await {
+            Err(refusal) if refusal.kind == RefusalKind::NotFound => {
+                // The agent was restarted in between: the address is claimed once more.
+                self.reserve(binding.network, None, Some(binding.address)).await?;
+                self.bind_once(&binding).await
+            }
+            Err(refusal) if refusal.kind == RefusalKind::Conflict && !binding.insists => {
+                self.bind_once(&Binding { ordinal: None, ..binding }).await
+            }
+            bound => bound,
+        };
+        let (entry, hosts) = bound?;
+        let asked = self.ask_applied(&entry, hosts, APPLIED_WAIT_DEFAULT);
+        let made = async {
+            self.store.put(&entry).await.map_err(|e| unwritten(&e))?;
+            self.build(&entry.member, started + ATTACH_BOUND).await
+        };
+        match tokio::join!(made, asked) {
+            (Ok(()), applied) => Ok((entry, applied)),
+            (Err(refusal), _) => {
+                self.release(entry).await;
+                Err(refusal)
+            }
+        }
+    }
+
+    async fn bind_once(&self, binding: &Binding) -> Result<(Entry, Vec<HostId>), Refusal> {
+        self.rounds(|told, reply| Step::Bind(Box::new((binding.clone(), told)), reply)).await
+    }
+
+    async fn rounds<T>(&self, make: impl Fn(Told, Reply<T>) -> Step) -> Result<T, Refusal> {
+        let deadline = Instant::now() + ATTACH_BOUND;
+        let mut told = Told::default();
+        loop {
+            let before = std::mem::take(&mut told);
+            match self.step(|reply| make(before, reply)).await?? {
+                Round::Done(done) => return Ok(done),
+                Round::Later(_, then, why) if then > deadline => {
+                    return Err(Refusal::new(RefusalKind::Unready, why));
+                }
+                Round::Later(back, then, _) => {
+                    tokio::time::sleep_until(then).await;
+                    told = *back;
+                }
+                Round::Ask(back, questions) => {
+                    told = *back;
+                    self.ask(&mut told, questions).await?;
+                }
+            }
+        }
+    }
+
+    /// Follows a held member into its container as soon as its runtime has taken it there.
+    pub async fn follow_sandbox(self, entry: Entry) {
+        let until = Instant::now() + WATCHED;
+        while Instant::now() < until && !self.look_into_sandbox(&entry).await {
+            tokio::time::sleep(PACE).await;
+        }
+    }
+
+    /// Looks once whether a held member has been taken, and makes it whole then. Whether there is nothing to wait for.
+    pub async fn look_into_sandbox(&self, entry: &Entry) -> bool {
+        let Some(Endpoint::Held { id, sandbox }) = &entry.endpoint else { return true };
+        let Ok(container) = self.kernel.identify(&NetnsSource::Path(sandbox.clone())).await else {
+            return false;
+        };
+        let Some(ifname) = delivered(&container, entry) else { return false };
+        let taken = Entry {
+            address6: None,
+            netns: container.netns.clone(),
+            inode: container.inode,
+            ifname,
+            endpoint: Some(Endpoint::Taken { id: id.clone() }),
+            ..entry.clone()
+        };
+        if let Err(refusal) = self.complete(taken, container.ipv6).await {
+            tracing::warn!(member = %entry.member, container = %entry.container, "not whole yet: {refusal}");
+        }
+        true
+    }
+
+    /// Makes what a runtime does not: rules, routes that fail closed, names.
+    async fn complete(&self, taken: Entry, ipv6: bool) -> Result<(), Refusal> {
+        // On disk before routes of ours hide by which the runtime's were known.
+        self.store.put(&taken).await.map_err(|e| unwritten(&e))?;
+        let member = taken.member.clone();
+        self.step(|reply| Step::Take(Box::new(taken), ipv6, reply)).await?;
+        self.build(&member, Instant::now() + ATTACH_BOUND).await?;
+        self.ready(&member).await?;
+        Ok(())
+    }
+
+    /// Gives back an address that nobody was bound to.
+    pub async fn unreserve(self, member: MemberId) -> Result<(), Refusal> {
+        self.step(|reply| Step::Release(member, reply)).await.map(|_| ())
+    }
+}
+
+/// The interface's name in the container once its runtime has done everything that it does: the route comes last.
+/// Whoever sets address or routes before that makes the runtime fail.
+fn delivered(container: &Container, entry: &Entry) -> Option<String> {
+    let address = container.addresses.iter().any(|net| net.addr() == entry.address);
+    let subnet = IpNet::V4(entry.claim.subnet.trunc());
+    let route = container.routes.iter().find(|route| route.destination == subnet)?;
+    route.device.clone().filter(|_| address)
+}

@@ -1,0 +1,3 @@
+//! Container runtimes: each surface translates what one of them asks into the one attach there is.
+
+pub mod docker;
