@@ -159,6 +159,21 @@ pub enum RefusalKind {
     Failed,
 }
 
+impl RefusalKind {
+    /// What a command exits with.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            RefusalKind::Malformed => 2,
+            RefusalKind::NotFound => 4,
+            RefusalKind::Denied => 5,
+            RefusalKind::Conflict => 6,
+            RefusalKind::Unready => 7,
+            RefusalKind::Timeout => 124,
+            RefusalKind::Failed => 1,
+        }
+    }
+}
+
 impl Refusal {
     /// A refusal without a hint.
     pub fn new(kind: RefusalKind, detail: impl Into<String>) -> Refusal {

@@ -5,6 +5,7 @@ mod client;
 mod config;
 mod dns;
 mod doctor;
+mod docker;
 mod engine;
 mod explain;
 mod log;
@@ -81,6 +82,11 @@ enum Verb {
     /// Ask the agent what a container would be answered
     #[command(subcommand)]
     Dns(dns::Verb),
+    /// Docker's networks
+    #[command(subcommand)]
+    Docker(docker::Verb),
+    /// Print what makes `docker run` start a container as a member
+    DockerArgs(docker::ArgsArgs),
     /// Remove everything the agent has made on this host; the agent must not run
     Reset(reset::Args),
     /// Print a completion script for a shell
@@ -137,6 +143,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Verb::Events(args) => show::events(&client, &args, &out),
         Verb::Env(args) => members::env(&client, args, &out),
         Verb::Dns(verb) => dns::run(&client, verb, &out),
+        Verb::Docker(verb) => docker::run(&client, verb, &out),
+        Verb::DockerArgs(args) => docker::args(&client, &args, &out),
         Verb::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "warren", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

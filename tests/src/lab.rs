@@ -164,7 +164,9 @@ fn left_on_host(dir: &Path) -> Vec<String> {
         .filter(|path| !released(path))
         .map(|path| format!("member {}", path.display()));
     let netns = Netns::at(dir.join("netns"));
-    let ours = |name: &&str| !matches!(*name, "lo" | "eth0" | "docker0") && !name.starts_with("to-");
+    let ours = |name: &&str| {
+        !matches!(*name, "lo" | "eth0" | "docker0" | "docker_gwbridge") && !name.starts_with("to-")
+    };
     let links = if netns.exists() { link_names(&netns) } else { Vec::new() };
     let links = links.iter().map(String::as_str).filter(ours).map(|name| format!("link {name} in the host"));
     namespaces.chain(members).chain(links).collect()

@@ -11,6 +11,7 @@
 pub mod cli;
 pub mod container;
 pub mod dns;
+pub mod docker;
 pub mod forge;
 pub mod host;
 pub mod http;

@@ -72,7 +72,7 @@ fn io_happens_where_the_map_says() {
         (&["gossip", "resolver", "node"], &[], "wireguard_control::"),
         (
             &["gossip", "resolver", "netplumb", "node"],
-            &["node/src/cli/run.rs", "node/src/cli/engine.rs"],
+            &["node/src/cli/run.rs", "node/src/cli/engine.rs", "node/src/runtime/podman.rs"],
             "process::Command",
         ),
         (&["gossip", "resolver"], &[], "fs::write"),

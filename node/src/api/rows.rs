@@ -52,6 +52,10 @@ pub struct Status {
     pub wireguard: String,
     /// The process that holds the containers' descriptors.
     pub engine: Option<EngineRow>,
+    /// The name server of every container.
+    pub name_server: Ipv4Addr,
+    /// The zone all private names end in.
+    pub zone: String,
 }
 
 /// The engine's process.
@@ -164,6 +168,8 @@ pub(super) fn status_of<K, S: Clone>(served: &Served<K, S>) -> Status {
         certificate_expires: served.metrics.certificate_expiry(),
         wireguard: served.wireguard.to_owned(),
         engine,
+        name_server: served.config.dns.listen,
+        zone: served.config.dns.zone.clone(),
     }
 }
 

@@ -106,15 +106,11 @@ impl Client {
     }
 
     fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, Failure> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|e| Failure::new(format!("cannot start: {e}")))?;
-        runtime.block_on(async {
+        block_on(async {
             tokio::time::timeout(ANSWER_BOUND, self.exchange(method, path, body))
                 .await
                 .unwrap_or_else(|_| Err(Failure::new("the agent does not answer").code(124)))
-        })
+        })?
     }
 
     async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, Failure> {
@@ -139,6 +135,12 @@ impl Client {
             Failure::from,
         ))
     }
+}
+
+/// Runs what a command asks of others, to its end.
+pub fn block_on<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    Ok(runtime.map_err(|e| Failure::new(format!("cannot start: {e}")))?.block_on(work))
 }
 
 fn code_of(status: StatusCode) -> u8 {

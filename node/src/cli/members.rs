@@ -12,6 +12,7 @@ use gossip::port::Port;
 
 use super::Failure;
 use super::client::Client;
+use super::docker::{DockerHost, podman_netns};
 use super::network::Switch;
 use super::output::Output;
 use crate::attach::{Attached, Netns, Request};
@@ -23,7 +24,7 @@ pub struct AttachArgs {
     pub what: What,
     #[command(flatten)]
     netns: NetnsArgs,
-    /// Your name for the container [default: from its namespace]
+    /// Your name for the container [default: its runtime's, or from its namespace]
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     id: Option<String>,
 }
@@ -62,14 +63,28 @@ pub struct What {
 }
 
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
 struct NetnsArgs {
+    #[command(flatten)]
+    which: Which,
+    #[command(flatten)]
+    docker_host: DockerHost,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Which {
     /// The container's network namespace, such as /run/netns/NAME
     #[arg(long, value_name = "PATH")]
     netns: Option<PathBuf>,
     /// A process in the container
     #[arg(long)]
     pid: Option<u32>,
+    /// A running container of Docker's, by name or id
+    #[arg(long, value_name = "NAME")]
+    docker: Option<String>,
+    /// A running container of Podman's, by name or id
+    #[arg(long, value_name = "NAME")]
+    podman: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -124,20 +139,22 @@ impl NetnsArgs {
     /// The namespace, and a name for its container that stays the same as long as it does.
     fn resolve(&self) -> Result<(Netns, String), Failure> {
         let inode = |path: &PathBuf| std::fs::metadata(path).map(|m| m.ino());
-        match (&self.netns, self.pid) {
-            (Some(path), _) => {
+        match &self.which {
+            Which { netns: Some(path), .. } => {
                 let path = std::path::absolute(path).map_err(|e| Failure::new(e.to_string()))?;
                 let inode = inode(&path).map_err(|e| {
                     Failure::new(format!("no network namespace at {}: {e}", path.display())).code(4)
                 })?;
                 Ok((Netns::Path(path), format!("netns-{inode}")))
             }
-            (None, Some(id)) => {
+            Which { pid: Some(id), .. } => {
                 let inode = inode(&format!("/proc/{id}/ns/net").into())
                     .map_err(|e| Failure::new(format!("no process {id}: {e}")).code(4))?;
-                Ok((Netns::Pid { id, inode: Some(inode) }, format!("netns-{inode}")))
+                Ok((Netns::Pid { id: *id, inode: Some(inode) }, format!("netns-{inode}")))
             }
-            (None, None) => Err(Failure::new("one of --netns and --pid is needed").code(2)),
+            Which { docker: Some(name), .. } => self.docker_host.netns(name),
+            Which { podman: Some(name), .. } => podman_netns(name),
+            _ => Err(Failure::new("one of --netns, --pid, --docker and --podman is needed").code(2)),
         }
     }
 }

@@ -132,6 +132,11 @@ fn told(method: &str, refusal: &Refusal) -> Value {
 }
 
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    if body.is_empty() {
+        // It has spent the content on the call that nobody answered.
+        let detail = "Docker asked again without saying what, as it does when no agent answered before";
+        return Err(Refusal::new(RefusalKind::Malformed, detail).hint("try again"));
+    }
     let malformed = |error| {
         let detail = format!("this is no request of the plugin protocol: {error}");
         Refusal::new(RefusalKind::Malformed, detail)
