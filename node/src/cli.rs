@@ -1,7 +1,7 @@
 //! The command line: one file for each group of verbs.
 
 mod agent;
-mod client;
+pub(crate) mod client;
 mod config;
 mod dns;
 mod doctor;
@@ -9,9 +9,9 @@ mod docker;
 mod engine;
 mod explain;
 mod log;
-mod members;
+pub(crate) mod members;
 mod network;
-mod output;
+pub(crate) mod output;
 mod ping;
 mod region;
 mod reset;
@@ -26,6 +26,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 pub use client::Failure;
+
+use crate::runtime::{cni, hook};
 
 /// Private networks for containers, without a controller.
 #[derive(Debug, Parser)]
@@ -87,6 +89,10 @@ enum Verb {
     Docker(docker::Verb),
     /// Print what makes `docker run` start a container as a member
     DockerArgs(docker::ArgsArgs),
+    /// Attach or detach a container as its runtime's OCI hook, `createRuntime` and `poststop`
+    Hook(hook::Args),
+    /// Answer as a CNI plugin, as this program also does when CNI_COMMAND is set and nothing else is said
+    Cni,
     /// Remove everything the agent has made on this host; the agent must not run
     Reset(reset::Args),
     /// Print a completion script for a shell
@@ -106,6 +112,9 @@ enum Verb {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    if cni::is_asked() {
+        return cni::run(&output::Output::new(output::Format::Json));
+    }
     run_with(std::env::args_os())
 }
 
@@ -144,6 +153,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Verb::Env(args) => members::env(&client, args, &out),
         Verb::Dns(verb) => dns::run(&client, verb, &out),
         Verb::Docker(verb) => docker::run(&client, verb, &out),
+        Verb::Hook(args) => hook::run(&client, &args),
+        Verb::Cni => Ok(cni::run(&out)),
         Verb::DockerArgs(args) => docker::args(&client, &args, &out),
         Verb::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "warren", &mut std::io::stdout());

@@ -1,4 +1,6 @@
 //! Container runtimes: each surface translates what one of them asks into the one attach there is.
 
+pub mod cni;
 pub mod docker;
+pub mod hook;
 pub mod podman;

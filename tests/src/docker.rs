@@ -72,6 +72,11 @@ impl Docker {
         self.dir.join("docker.sock")
     }
 
+    /// The socket of the containerd below it, an engine of its own.
+    pub fn containerd(&self) -> PathBuf {
+        self.dir.join("exec/containerd/containerd.sock")
+    }
+
     /// Whether containers outlive the engine from its next start on.
     pub fn set_live_restore(&self, on: bool) {
         self.live_restore.set(on);
@@ -112,6 +117,14 @@ impl Docker {
         let mut child = self.daemon.take().expect("the engine runs");
         process::signal(&child, Signal::KILL);
         child.wait().expect("a child can be waited for");
+        // It goes with the engine. Where nobody waits for orphans the next engine would take it for alive.
+        let file = self.dir.join("exec/containerd/containerd.pid");
+        let pid = fs::read_to_string(&file).unwrap_or_default();
+        eventually(seconds(20), "containerd ends with its engine", || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+            want(stat.is_empty() || stat.contains(") Z "), stat)
+        });
+        let _ = fs::remove_file(file);
     }
 
     /// SIGTERM, and waits for the end.
@@ -123,23 +136,8 @@ impl Docker {
     }
 
     fn import(&self) {
-        let root = self.dir.join("image");
-        let image = || -> io::Result<()> {
-            fs::create_dir_all(root.join("bin"))?;
-            fs::create_dir_all(root.join("tmp"))?;
-            let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().find(|path| Path::new(path).exists());
-            fs::copy(busybox.ok_or(io::ErrorKind::NotFound)?, root.join("bin/busybox"))?;
-            for applet in ["sh", "cat", "ip", "nslookup", "sleep", "usleep", "nc", "date", "grep"] {
-                let _ = fs::remove_file(root.join("bin").join(applet));
-                symlink("busybox", root.join("bin").join(applet))?;
-            }
-            Ok(())
-        };
-        image().unwrap_or_else(|e| panic!("cannot lay out an image in {}: {e}", root.display()));
-        let tar = self.dir.join("image.tar");
-        let packed = Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg(".").status();
-        assert!(packed.is_ok_and(|status| status.success()), "tar cannot pack {}", root.display());
-        self.run(&["import", "--change", "ENV PATH=/bin", &tar.display().to_string(), IMAGE]).ok();
+        let tar = image(&self.dir).display().to_string();
+        self.run(&["import", "--change", "ENV PATH=/bin", &tar, IMAGE]).ok();
     }
 
     /// Runs `docker` against this engine.
@@ -196,6 +194,26 @@ impl Docker {
             }
         }
     }
+}
+
+/// Packs the image's one layer below `dir`: the file for `import`.
+#[track_caller]
+pub fn image(dir: &Path) -> PathBuf {
+    let (root, tar) = (dir.join("image"), dir.join("image.tar"));
+    let lay_out = || -> io::Result<()> {
+        fs::create_dir_all(root.join("bin"))?;
+        fs::create_dir_all(root.join("tmp"))?;
+        let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().find(|path| Path::new(path).exists());
+        fs::copy(busybox.ok_or(io::ErrorKind::NotFound)?, root.join("bin/busybox"))?;
+        for applet in ["sh", "cat", "ip", "nslookup", "sleep", "usleep", "nc", "date", "grep"] {
+            symlink("busybox", root.join("bin").join(applet))?;
+        }
+        Ok(())
+    };
+    lay_out().unwrap_or_else(|e| panic!("cannot lay out an image in {}: {e}", root.display()));
+    let packed = Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg(".").status();
+    assert!(packed.is_ok_and(|status| status.success()), "tar cannot pack {}", root.display());
+    tar
 }
 
 impl Drop for Docker {

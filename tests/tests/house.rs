@@ -64,8 +64,12 @@ fn io_happens_where_the_map_says() {
     let rules: &[(&[&str], &[&str], &str)] = &[
         (&["gossip"], &["gossip/src/quic", "gossip/src/codec.rs"], "UdpSocket"),
         (&["node"], &["node/src/api.rs"], "TcpListener"),
-        (&["node"], &["node/src/api.rs", "node/src/http.rs"], "UnixStream"),
-        (&["node"], &["node/src/api.rs", "node/src/runtime/"], "UnixListener"),
+        (&["node"], &["node/src/api.rs", "node/src/http.rs", "node/src/runtime/docker.rs"], "UnixStream"),
+        (
+            &["node"],
+            &["node/src/api.rs", "node/src/cli/service.rs", "node/src/runtime/docker.rs"],
+            "UnixListener",
+        ),
         (&["gossip", "resolver", "netplumb"], &[], "UnixStream"),
         (&["netplumb"], &["netplumb/src/engine"], "AddressFamily::UNIX"),
         (&["gossip", "resolver", "node"], &[], "netlink_"),

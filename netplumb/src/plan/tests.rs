@@ -367,3 +367,54 @@ proptest! {
         })?;
     }
 }
+
+/// One member here, one elsewhere.
+fn pair() -> Network {
+    let of = |chosen| [Some((chosen, chosen, false)), None, None];
+    network(0, 1, &Choice { port: true, low: false, subnet: true, members: of(0), remotes: of(1) })
+}
+
+fn alone(network: Network) -> Desired {
+    Desired { networks: BTreeMap::from([(NETWORKS[0].to_owned(), network.into())]) }
+}
+
+fn inside(kernel: &MemoryKernel) -> crate::observed::Inside {
+    kernel.state().networks[NETWORKS[0]].members[&member_id(0)].inside.clone().unwrap()
+}
+
+#[test]
+fn an_interface_that_waits_for_a_runtime_is_made_once_and_never_again() {
+    block_on(async {
+        let (kernel, mut network) = (kernel(), pair());
+        network.members.values_mut().for_each(|member| member.held = true);
+        let desired = alone(network);
+        reach(&kernel, &desired).await;
+        let held = inside(&kernel);
+        let device = held.device.expect("it waits");
+        assert!(!device.up && device.addresses.is_empty() && device.peers.keys().count() == 1);
+        assert!(held.unreachable.is_empty() && held.guard.is_none() && held.routes.is_empty());
+        kernel.edit(|state| {
+            let network = state.networks.get_mut(NETWORKS[0]).unwrap();
+            network.members.get_mut(&member_id(0)).unwrap().inside.as_mut().unwrap().device = None;
+        });
+        assert_eq!(plan(&kernel, &desired, Prune::All).await.ops, [], "a runtime has taken it");
+    });
+}
+
+#[test]
+fn a_member_whose_place_changed_is_looked_at_there() {
+    block_on(async {
+        let (kernel, before) = (kernel(), pair());
+        let mut reconciler = Reconciler::new(kernel.clone());
+        let mut ours = ours();
+        ours.networks.get_mut(NETWORKS[0]).unwrap().retain(|id, _| *id == member_id(0));
+        reconciler.reconcile(&alone(before.clone()), &ours, Prune::All).await;
+        let mut after = before;
+        let place = netns(0, 1);
+        after.members.get_mut(&member_id(0)).unwrap().netns = place.clone();
+        ours.networks.get_mut(NETWORKS[0]).unwrap().get_mut(&member_id(0)).unwrap().netns = place;
+        let report = reconciler.reconcile(&alone(after), &ours, Prune::All).await;
+        assert!(report.is_clean() && report.writes() > 0, "{report:?}");
+        assert!(inside(&kernel).device.is_some_and(|device| device.up));
+    });
+}

@@ -35,13 +35,16 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             }
             Step::Reserve(asked, reply) => {
                 let (asked, told) = *asked;
-                let _ = reply.send(self.reserve(asked, Box::new(told)));
+                let reserved = self.reserve(asked, Box::new(told));
+                // Published before it is answered: a runtime may take it back at once.
                 self.follow().await;
+                let _ = reply.send(reserved);
             }
             Step::Bind(binding, reply) => {
                 let (binding, told) = *binding;
-                let _ = reply.send(self.bind(binding, Box::new(told)));
+                let bound = self.bind(binding, Box::new(told));
                 self.follow().await;
+                let _ = reply.send(bound);
             }
             Step::Take(entry, ipv6, reply) => {
                 let address6 = self.address6(entry.network, entry.address, ipv6);

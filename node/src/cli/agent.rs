@@ -131,8 +131,7 @@ async fn serve(
         wireguard,
     };
     let plugin = config.docker.plugin.as_deref().and_then(|path| {
-        let plugin =
-            Plugin::serve(served.clone(), inherited.listener(path), path, &config.docker.socket);
+        let plugin = Plugin::serve(served.clone(), inherited.listener(path), path, &config.docker.socket);
         // The rest is served all the same.
         plugin
             .inspect_err(|error| tracing::error!("containers of Docker cannot join by themselves: {error:#}"))

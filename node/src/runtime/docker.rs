@@ -8,8 +8,8 @@ mod ipam;
 mod labels;
 mod wire;
 
-use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use axum::body::Bytes;
@@ -34,11 +34,16 @@ const MEDIA_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
 /// The plugin's listener; it ends when dropped.
 pub struct Plugin {
     task: JoinHandle<()>,
+    /// The socket's file, where it does not outlive this process.
+    file: Option<PathBuf>,
 }
 
 impl Drop for Plugin {
     fn drop(&mut self) {
         self.task.abort();
+        if let Some(file) = &self.file {
+            let _ = std::fs::remove_file(file);
+        }
     }
 }
 
@@ -55,15 +60,35 @@ impl<K, S: Clone> Clone for Desk<K, S> {
 }
 
 impl Plugin {
-    /// Serves on `socket`, whose file name is the driver's name, and asks the engine at `engine`.
+    /// Serves on `socket`, whose file name is the driver's name, or on what was `open` there before this process, and
+    /// asks the engine at `engine`.
     ///
     /// # Errors
     /// The socket's place cannot be made, or another agent serves there.
-    pub fn serve<K, S>(served: Served<K, S>, socket: &Path, engine: &Path) -> anyhow::Result<Plugin>
+    pub fn serve<K, S>(
+        served: Served<K, S>,
+        open: Option<UnixListener>,
+        socket: &Path,
+        engine: &Path,
+    ) -> anyhow::Result<Plugin>
     where
         K: netplumb::Kernel,
         S: Store + Clone,
     {
+        let file = open.is_none().then(|| socket.to_owned());
+        let listener = match open {
+            Some(listener) => api::adopt(listener)?,
+            None => Plugin::bind(socket)?,
+        };
+        let desk = Desk { served, engine: Engine::new(engine) };
+        let routes = Router::new().route("/{method}", post(call::<K, S>)).with_state(desk);
+        let task = tokio::spawn(async move {
+            let _ = axum::serve(listener, routes).await;
+        });
+        Ok(Plugin { task, file })
+    }
+
+    fn bind(socket: &Path) -> anyhow::Result<tokio::net::UnixListener> {
         if UnixStream::connect(socket).is_ok() {
             bail!("another agent serves Docker at {}; give this one its own docker.plugin", socket.display());
         }
@@ -71,13 +96,7 @@ impl Plugin {
             std::fs::create_dir_all(directory)
                 .with_context(|| format!("cannot make {}", directory.display()))?;
         }
-        let listener = api::bind(socket)?;
-        let desk = Desk { served, engine: Engine::new(engine) };
-        let routes = Router::new().route("/{method}", post(call::<K, S>)).with_state(desk);
-        let task = tokio::spawn(async move {
-            let _ = axum::serve(listener, routes).await;
-        });
-        Ok(Plugin { task })
+        api::bind(socket)
     }
 }
 
