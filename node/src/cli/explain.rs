@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 use super::Failure;
-use super::client::{Client, segment};
+use super::client::Client;
 use super::output::Output;
 use crate::explain::{End, Explanation, State, Step};
+use crate::http::segment;
 
 #[derive(Debug, clap::Args)]
 #[command(

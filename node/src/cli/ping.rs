@@ -6,10 +6,11 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Failure;
-use super::client::{Client, segment};
+use super::client::Client;
 use super::output::Output;
 use crate::api::Pinged;
 use crate::explain::Answer;
+use crate::http::segment;
 
 #[derive(Debug, clap::Args)]
 #[command(
