@@ -314,6 +314,10 @@ impl Host {
     fn member(&self, network: &str, id: &str, site: &Site) -> ObservedMember {
         let known = self.state.networks.get(network).and_then(|network| network.members.get(id));
         let mut seen = known.cloned().unwrap_or_default();
+        let made = self.sites.get(&(network.to_owned(), id.to_owned()));
+        if made.is_some_and(|made| made.netns != site.netns) {
+            seen.inside = None;
+        }
         let container = self.find(&site.netns).ok();
         seen.inside = container.map(|container| {
             let fresh = Inside { ipv6: container.ipv6, ..Inside::default() };
