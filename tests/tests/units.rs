@@ -188,6 +188,12 @@ fn agent_and_engine_are_two_services_and_either_may_end() {
         want(answer.stdout.lines().count() == 2, &answer)
     });
 
+    // Docker calls while no agent runs: systemd starts one, and the call is answered.
+    machine.run("systemctl stop warren.service").ok();
+    let call = "curl -s --max-time 15 --unix-socket /run/docker/plugins/warren.sock -X POST http://d/Plugin.Activate";
+    let answer: Value = serde_json::from_str(&machine.run(call).ok().stdout).unwrap();
+    assert_eq!(answer["Implements"], serde_json::json!(["NetworkDriver", "IpamDriver"]));
+
     machine.run("systemctl stop warren.service warren.socket").ok();
     assert_eq!(machine.lost(&to, "true"), 0, "the traffic goes on without an agent");
     machine.run("warren reset").ok();
