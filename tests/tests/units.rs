@@ -35,6 +35,7 @@ impl Machine {
             ("systemd-nspawn", "systemd-container"),
             ("nsenter", "util-linux"),
             ("ip", "iproute2"),
+            ("curl", "curl"),
         ]);
         let dir = PathBuf::from(format!("/run/warren-units-{}", std::process::id()));
         let [upper, work, root] = ["upper", "work", "root"].map(|name| dir.join(name));
