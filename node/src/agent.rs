@@ -32,14 +32,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
-pub use contested::Moved;
 pub use event::{Event, EventKind};
 pub use explain::ping;
 pub use question::{Inquiry, Remembered};
 pub use reconcile::Built;
 pub use start::start;
 
-use crate::attach::{Binding, Call, Claimed, Context, Created, Refusal, Reservation, Round};
+use crate::attach::{Binding, Call, Claimed, Context, Refusal, Reservation, Round};
 use crate::claims::{Answer, Bench, Grants, Ledger, MemberKey, Question, Told};
 use crate::journal::Journal;
 use crate::metrics::Metrics;
@@ -101,15 +100,15 @@ impl Snapshot {
 /// A message of a task to the loop.
 pub enum Step {
     /// Claim what a new member needs and publish it as joining, given what judges have said so far.
-    Claim(Box<(Call, Container, Told)>, oneshot::Sender<Result<Claimed, Refusal>>),
+    Claim(Box<(Call, Container)>, Box<Told>, oneshot::Sender<Round<Claimed>>),
     /// Claim an address for a member that will be named later, given what judges have said so far.
-    Reserve(Box<(Reservation, Told)>, oneshot::Sender<Result<Round<Entry>, Refusal>>),
+    Reserve(Box<Reservation>, Box<Told>, oneshot::Sender<Round<Entry>>),
     /// Say whose a reserved address is.
-    Bind(Box<(Binding, Told)>, oneshot::Sender<Result<Round<Bound>, Refusal>>),
+    Bind(Box<Binding>, Box<Told>, oneshot::Sender<Round<Bound>>),
     /// A runtime has taken a held member into its container, which has IPv6 or not.
     Take(Box<Entry>, bool, oneshot::Sender<()>),
     /// Give a contested member what it needs instead.
-    Move(MemberId, Box<Told>, oneshot::Sender<Moved>),
+    Move(MemberId, Box<Told>, oneshot::Sender<Round<()>>),
     /// Another host has said which members it remembers of this one.
     TakeOver(Vec<Remembered>),
     /// Ask a host what it has or what comes back of what it sends; a reason when it does not answer.
@@ -147,7 +146,7 @@ pub enum Step {
     /// Nothing but an answer, which says that the loop turns.
     Turn(oneshot::Sender<()>),
     /// Make a network here, given what judges have said so far.
-    Create(NetworkId, Option<Ipv4Net>, Box<Told>, oneshot::Sender<Result<Created, Refusal>>),
+    Create(NetworkId, Option<Ipv4Net>, Box<Told>, oneshot::Sender<Round<NetworkRecord>>),
     /// Forget a network made here. Answers whether there was one.
     Forget(NetworkId, oneshot::Sender<Result<bool, Refusal>>),
     /// Whether other names are passed on for a network's containers.

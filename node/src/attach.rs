@@ -3,6 +3,7 @@
 mod context;
 mod endpoint;
 mod room;
+mod round;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -14,9 +15,10 @@ use ipnet::Ipv4Net;
 use netplumb::kernel::Container;
 use serde::{Deserialize, Serialize};
 
-pub use context::{Applied, Claimed, Context, Created};
-pub use endpoint::{Binding, Reservation, Round};
+pub use context::{Applied, Claimed, Context};
+pub use endpoint::{Binding, Reservation};
 pub use room::Room;
+pub use round::{Halt, Round};
 
 /// What a caller asks for.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -10,9 +10,9 @@ use netplumb::kernel::{Container, Kernel};
 use tokio::time::Instant;
 
 use super::Agent;
-use crate::attach::{Call, Claimed, Refusal, RefusalKind, Room, interface};
+use crate::attach::{Call, Claimed, Halt, Refusal, RefusalKind, Room, Round, interface};
 use crate::claims::desk::{Number, Refused, Wanted};
-use crate::claims::{DEFAULT_SUBNET, Need, Next, Told};
+use crate::claims::{DEFAULT_SUBNET, Need, Told};
 use crate::project;
 use crate::store::{Entry, Store};
 
@@ -21,36 +21,29 @@ const AGAIN: Duration = Duration::from_millis(20);
 
 impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     /// Claims what a new member needs, or says whom to ask for it.
-    pub(super) fn claim(
-        &mut self,
-        call: Call,
-        container: Container,
-        mut told: Box<Told>,
-    ) -> Result<Claimed, Refusal> {
+    pub(super) fn claim(&mut self, call: Call, container: Container, told: Box<Told>) -> Round<Claimed> {
         let Call { network, container: id, request } = call;
         let existing = self.beside(&container).find(|e| e.network == network).cloned();
         if let Some(entry) = existing {
-            return Ok(match entry.state {
-                MemberState::Ready => {
-                    let claim = self.say_forwarding(network, entry.claim.clone(), request.forward);
-                    Claimed::Existing(Box::new(Entry { claim, ..entry }))
-                }
-                _ => Claimed::Later(told, again(), "another call is attaching this container".into()),
-            });
+            if entry.state != MemberState::Ready {
+                let why = "another call is attaching this container".to_owned();
+                return Err(Halt::Later(told, again(), why));
+            }
+            let claim = self.say_forwarding(network, entry.claim.clone(), request.forward);
+            return Ok(Claimed::Existing(Box::new(Entry { claim, ..entry })));
         }
         if let Some(entry) = self.journal.find(network, &id) {
             let detail =
                 format!("container {id} is member {} of {network} with another namespace", entry.member);
-            return Err(
-                Refusal::new(RefusalKind::Conflict, detail).hint("detach it first, or give another --id")
-            );
+            let refusal = Refusal::new(RefusalKind::Conflict, detail);
+            return Err(refusal.hint("detach it first, or give another --id").into());
         }
         if let Some(why) = self.barred()? {
-            return Ok(Claimed::Later(told, again(), why));
+            return Err(Halt::Later(told, again(), why));
         }
         let subnet = self.ledger.networks.get(network).map_or(DEFAULT_SUBNET, |claim| claim.subnet);
         if self.leaves(&container, subnet) {
-            return Ok(Claimed::Leaving(told, again()));
+            return Ok(Claimed::Leaving(again()));
         }
         if container.leftovers && self.beside(&container).next().is_none() {
             return Ok(Claimed::Leftovers);
@@ -68,12 +61,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 chosen: request.ordinal,
             }),
         };
-        let things = match self.next(&need, &mut told) {
-            Next::Have(things) => things,
-            Next::Ask(questions) => return Ok(Claimed::Ask(told, questions)),
-            Next::Wait(then, why) => return Ok(Claimed::Later(told, then, why)),
-            Next::Refused(refused) => return Err(refused.into()),
-        };
+        let things = self.find(&need, told)?;
         let address =
             things.address.ok_or_else(|| Refusal::new(RefusalKind::Failed, "no address was given"))?;
         self.room(&container).check(network, things.claim.subnet)?;

@@ -5,30 +5,20 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use gossip::id::{HostId, MemberId, NetworkId};
+use gossip::id::{MemberId, NetworkId};
 use gossip::record::NetworkRecord;
 use netplumb::kernel::Kernel;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Agent, EventKind};
-use crate::claims::desk::{Number, Wanted};
-use crate::claims::{Desk, Need, Next, Question, Told};
+use crate::attach::{Halt, Round};
+use crate::claims::desk::{Number, Things, Wanted};
+use crate::claims::{Desk, Need, Next, Told};
 use crate::project;
 use crate::store::{Entry, Store};
 
 /// Most own members re-addressed in one second.
 pub(super) const READDRESS_PER_TICK: usize = 10;
-
-/// What the loop says to a contested member.
-pub enum Moved {
-    /// It has what it needs, or is gone.
-    Done,
-    /// These are to be asked.
-    Ask(Box<Told>, Vec<(HostId, Question)>),
-    /// Try again then.
-    Later(Box<Told>, Instant),
-}
 
 impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     /// Own members, and networks made here, follow what the region says of the network. Whether anything
@@ -110,35 +100,17 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     }
 
     /// One round of a contested member's search.
-    pub(super) async fn move_member(
-        &mut self,
-        member: MemberId,
-        mut told: Box<Told>,
-        reply: oneshot::Sender<Moved>,
-    ) {
-        let entry = self.journal.live().find(|e| e.member == member).cloned();
-        let need = entry.as_ref().and_then(|entry| self.need(entry));
-        let (Some(entry), Some(need)) = (entry, need) else {
-            self.moving.remove(&member);
-            _ = reply.send(Moved::Done);
-            return;
-        };
-        let moved = match self.next(&need, &mut told) {
-            Next::Ask(questions) => Moved::Ask(told, questions),
-            Next::Wait(then, _) => Moved::Later(told, then),
-            Next::Refused(refused) => {
-                tracing::error!(%member, "contested, and {refused}");
-                self.moving.remove(&member);
-                Moved::Done
-            }
-            Next::Have(things) => {
-                self.moving.remove(&member);
-                self.give(entry, things.address, things.ordinal);
-                self.follow().await;
-                Moved::Done
-            }
-        };
-        _ = reply.send(moved);
+    pub(super) fn move_member(&mut self, member: &MemberId, told: Box<Told>) -> Round<()> {
+        let entry = self.journal.live().find(|e| e.member == *member).cloned();
+        let wanted = entry.and_then(|entry| self.need(&entry).map(|need| (entry, need)));
+        let found = wanted.map(|(entry, need)| self.find(&need, told).map(|things| (entry, things)));
+        if !matches!(found, Some(Err(Halt::Ask(..) | Halt::Later(..)))) {
+            self.moving.remove(member);
+        }
+        if let Some((entry, things)) = found.transpose()? {
+            self.give(entry, things.address, things.ordinal);
+        }
+        Ok(())
     }
 
     fn give(&mut self, entry: Entry, address: Option<Ipv4Addr>, ordinal: Option<u32>) {
@@ -179,9 +151,14 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         });
     }
 
-    /// What is to be done to get what is needed, by what this host knows.
-    pub(super) fn next(&mut self, need: &Need, told: &mut Told) -> Next {
-        self.desk(need.network).next(need, told, &mut rand::rng())
+    /// What is needed, or why this round does not give it.
+    pub(super) fn find(&mut self, need: &Need, mut told: Box<Told>) -> Round<Things> {
+        match self.desk(need.network).next(need, &mut told, &mut rand::rng()) {
+            Next::Have(things) => Ok(things),
+            Next::Ask(questions) => Err(Halt::Ask(told, questions)),
+            Next::Wait(then, why) => Err(Halt::Later(told, then, why)),
+            Next::Refused(refused) => Err(Halt::Refused(refused.into())),
+        }
     }
 
     /// This host's desk, with the books of a network open.

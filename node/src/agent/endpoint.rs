@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 use super::Agent;
 use super::claim::again;
-use crate::attach::{Binding, Refusal, RefusalKind, Reservation, Round};
+use crate::attach::{Binding, Halt, Refusal, RefusalKind, Reservation, Round};
 use crate::claims::desk::{Number, Wanted};
-use crate::claims::{DEFAULT_SUBNET, Need, Next, Told};
+use crate::claims::{DEFAULT_SUBNET, Need, Told};
 use crate::store::{Endpoint, Entry, Store};
 
 /// How long an address stays claimed, or an interface made, without a container.
@@ -21,13 +21,9 @@ const UNUSED: Duration = Duration::from_secs(60);
 
 impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     /// Claims an address for a member that will be named later.
-    pub(super) fn reserve(
-        &mut self,
-        asked: Reservation,
-        mut told: Box<Told>,
-    ) -> Result<Round<Entry>, Refusal> {
+    pub(super) fn reserve(&mut self, asked: Reservation, told: Box<Told>) -> Round<Entry> {
         if let Some(why) = self.barred()? {
-            return Ok(Round::Later(told, again(), why));
+            return Err(Halt::Later(told, again(), why));
         }
         let network = asked.network;
         let known = self.ledger.networks.get(network).map(|claim| claim.subnet);
@@ -37,12 +33,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             address: asked.address.map_or(Wanted::Any, Wanted::Chosen),
             number: None,
         };
-        let things = match self.next(&need, &mut told) {
-            Next::Have(things) => things,
-            Next::Ask(questions) => return Ok(Round::Ask(told, questions)),
-            Next::Wait(then, why) => return Ok(Round::Later(told, then, why)),
-            Next::Refused(refused) => return Err(refused.into()),
-        };
+        let things = self.find(&need, told)?;
         let address =
             things.address.ok_or_else(|| Refusal::new(RefusalKind::Failed, "no address was given"))?;
         let private_key = netplumb::state::PrivateKey::generate();
@@ -71,15 +62,11 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             endpoint: Some(Endpoint::Reserved),
         };
         self.journal().insert(entry.clone());
-        Ok(Round::Done(entry))
+        Ok(entry)
     }
 
     /// Says whose a reserved address is, and gives that member its number. Done a second time it changes nothing.
-    pub(super) fn bind(
-        &mut self,
-        binding: Binding,
-        mut told: Box<Told>,
-    ) -> Result<Round<(Entry, Vec<HostId>)>, Refusal> {
+    pub(super) fn bind(&mut self, binding: Binding, told: Box<Told>) -> Round<(Entry, Vec<HostId>)> {
         let (network, address) = (binding.network, binding.address);
         let at_address = |e: &&Entry| e.network == network && e.address == address;
         let entry = self.journal.live().find(at_address).cloned();
@@ -87,15 +74,16 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             Some(entry) if entry.endpoint == Some(Endpoint::Reserved) => entry,
             Some(entry) if entry.endpoint_id() == Some(&binding.endpoint) => {
                 let hosts = self.hosts_of(network);
-                return Ok(Round::Done((entry, hosts)));
+                return Ok((entry, hosts));
             }
             Some(entry) => {
                 let detail = format!("{address} is held by container {}", entry.container);
-                return Err(Refusal::new(RefusalKind::Conflict, detail));
+                return Err(Refusal::new(RefusalKind::Conflict, detail).into());
             }
             None => {
                 let detail = format!("{address} was not asked for within the last {} s", UNUSED.as_secs());
-                return Err(Refusal::new(RefusalKind::NotFound, detail).hint("start the container again"));
+                let refusal = Refusal::new(RefusalKind::NotFound, detail);
+                return Err(refusal.hint("start the container again").into());
             }
         };
         let need = Need {
@@ -108,12 +96,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 chosen: binding.ordinal,
             }),
         };
-        let things = match self.next(&need, &mut told) {
-            Next::Have(things) => things,
-            Next::Ask(questions) => return Ok(Round::Ask(told, questions)),
-            Next::Wait(then, why) => return Ok(Round::Later(told, then, why)),
-            Next::Refused(refused) => return Err(refused.into()),
-        };
+        let things = self.find(&need, told)?;
         let entry = Entry {
             container: binding.container,
             app: binding.app,
@@ -125,7 +108,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             ..entry
         };
         self.journal().change(&entry.member, |e| *e = entry.clone());
-        Ok(Round::Done((entry, self.hosts_of(network))))
+        Ok((entry, self.hosts_of(network)))
     }
 
     /// A runtime has taken a held member into its container, as `entry` says.

@@ -7,9 +7,9 @@ use netplumb::kernel::Kernel;
 
 use super::Agent;
 use super::claim::again;
-use crate::attach::{Created, Refusal, RefusalKind};
+use crate::attach::{Halt, Refusal, RefusalKind, Round};
 use crate::claims::desk::Wanted;
-use crate::claims::{DEFAULT_SUBNET, Need, Next, Told};
+use crate::claims::{DEFAULT_SUBNET, Need, Told};
 use crate::store::Store;
 
 /// Most networks made on one host: each is a record that every host of the region keeps.
@@ -21,35 +21,33 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         &mut self,
         network: NetworkId,
         subnet: Option<Ipv4Net>,
-        mut told: Box<Told>,
-    ) -> Result<Created, Refusal> {
+        told: Box<Told>,
+    ) -> Round<NetworkRecord> {
         self.not_fenced()?;
         if let Some(why) = self.outside() {
-            return Ok(Created::Later(told, again(), why));
+            return Err(Halt::Later(told, again(), why));
         }
         let made = self.journal.created();
         if made.len() >= CREATED_MAX && !made.contains_key(&network) {
             let detail = format!("{CREATED_MAX} networks were made on this host, more than it may publish");
             return Err(Refusal::new(RefusalKind::Conflict, detail)
-                .hint("`warren network rm` those that are not used, or ask on another host"));
+                .hint("`warren network rm` those that are not used, or ask on another host")
+                .into());
         }
         let wanted = subnet.unwrap_or(DEFAULT_SUBNET);
         let need = Need { network, subnet: wanted, address: Wanted::Nothing, number: None };
-        let claim = match self.next(&need, &mut told) {
-            Next::Have(things) => things.claim,
-            Next::Ask(questions) => return Ok(Created::Ask(told, questions)),
-            Next::Wait(then, why) => return Ok(Created::Later(told, then, why)),
-            Next::Refused(refused) => return Err(refused.into()),
-        };
+        let claim = self.find(&need, told)?.claim;
         if let Some(subnet) = subnet.filter(|subnet| *subnet != claim.subnet) {
             let detail = format!("{network} has the subnet {} already, not {subnet}", claim.subnet);
-            return Err(Refusal::new(RefusalKind::Conflict, detail).hint(
-                "a network has one subnet for good: take another network, or detach all its containers, \
-                 `warren network rm` it and make it anew when their addresses have rested",
-            ));
+            return Err(Refusal::new(RefusalKind::Conflict, detail)
+                .hint(
+                    "a network has one subnet for good: take another network, or detach all its containers, \
+                     `warren network rm` it and make it anew when their addresses have rested",
+                )
+                .into());
         }
         self.journal().create(network, claim.clone());
-        Ok(Created::Done(claim))
+        Ok(claim)
     }
 
     /// Forgets a network that was made here and has no members any more. Whether there was one.

@@ -23,9 +23,9 @@ const LONELY: Duration = Duration::from_secs(60);
 impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     pub(super) async fn step(&mut self, step: Step) {
         match step {
-            Step::Claim(call, reply) => {
-                let (call, container, told) = *call;
-                let claimed = self.claim(call, container, Box::new(told));
+            Step::Claim(asked, told, reply) => {
+                let (call, container) = *asked;
+                let claimed = self.claim(call, container, told);
                 let changed = matches!(claimed, Ok(Claimed::New(..) | Claimed::Existing(..)));
                 // Answered before it is published: the journal is written meanwhile.
                 let _ = reply.send(claimed);
@@ -33,16 +33,14 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                     self.follow().await;
                 }
             }
-            Step::Reserve(asked, reply) => {
-                let (asked, told) = *asked;
-                let reserved = self.reserve(asked, Box::new(told));
+            Step::Reserve(asked, told, reply) => {
+                let reserved = self.reserve(*asked, told);
                 // Published before it is answered: a runtime may take it back at once.
                 self.follow().await;
                 let _ = reply.send(reserved);
             }
-            Step::Bind(binding, reply) => {
-                let (binding, told) = *binding;
-                let bound = self.bind(binding, Box::new(told));
+            Step::Bind(binding, told, reply) => {
+                let bound = self.bind(*binding, told);
                 self.follow().await;
                 let _ = reply.send(bound);
             }
@@ -57,7 +55,11 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                     self.follow().await;
                 }
             }
-            Step::Move(member, told, reply) => self.move_member(member, told, reply).await,
+            Step::Move(member, told, reply) => {
+                let moved = self.move_member(&member, told);
+                self.follow().await;
+                let _ = reply.send(moved);
+            }
             Step::Inquire { host, inquiry, bound, reply } => self.inquire(host, inquiry, bound, reply),
             Step::Ask(judge, question, reply) => self.ask_judge(judge, Question::Claim(question), reply),
             Step::Build(member, reply) => {

@@ -6,15 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gossip::id::{HostId, MemberId, NetworkId};
-use gossip::record::{MemberState, NetworkRecord};
+use gossip::record::MemberState;
 use ipnet::Ipv4Net;
 use netplumb::kernel::{Container, Kernel, NetnsSource};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::{Call, Netns, Refusal, RefusalKind, check_request};
-use crate::agent::{Built, Inquiry, Moved, Step};
-use crate::claims::{Question, Told};
+use crate::agent::{Built, Inquiry, Step};
 use crate::store::{Entry, Store};
 
 /// How long the whole call may take, the wait for other hosts excluded.
@@ -22,30 +21,16 @@ pub(super) const ATTACH_BOUND: Duration = Duration::from_secs(15);
 /// How long an attach waits for the other hosts when the caller does not say.
 pub(super) const APPLIED_WAIT_DEFAULT: Duration = Duration::from_millis(250);
 
-/// What the loop says to a claim.
+/// What became of a claim.
 pub enum Claimed {
     /// It is a member already.
     Existing(Box<Entry>),
-    /// Another call is attaching it, or claims cannot be made yet: ask again then.
-    Later(Box<Told>, Instant, String),
-    /// Judges are to be asked.
-    Ask(Box<Told>, Vec<(HostId, Question)>),
+    /// Claimed and published as joining; these hosts have members of the network.
+    New(Box<Entry>, Vec<HostId>),
     /// Something of an earlier member stands in the container, and no journal entry names it.
     Leftovers,
     /// An earlier member is still being taken out of the container: look again then.
-    Leaving(Box<Told>, Instant),
-    /// Claimed and published as joining; these hosts have members of the network.
-    New(Box<Entry>, Vec<HostId>),
-}
-
-/// What the loop says to a network that is made.
-pub enum Created {
-    /// It is published so.
-    Done(NetworkRecord),
-    /// Judges are to be asked.
-    Ask(Box<Told>, Vec<(HostId, Question)>),
-    /// Nothing can be claimed yet: ask again then.
-    Later(Box<Told>, Instant, String),
+    Leaving(Instant),
 }
 
 /// What a task needs of the agent.
@@ -80,25 +65,14 @@ impl<K: Kernel, S: Store> Context<K, S> {
         let started = Instant::now();
         check_request(&call)?;
         let container = self.take(&call.request.netns).await?;
-        let (entry, hosts) = match self.claim(call.clone(), container, started + ATTACH_BOUND).await? {
-            Claim::Existing(entry) => return Ok((*entry, Applied::default())),
-            Claim::New(entry, hosts) => (*entry, hosts),
+        let deadline = started + ATTACH_BOUND;
+        let (entry, hosts) = match self.claim(&call, container, deadline).await? {
+            (entry, Some(hosts)) => (entry, hosts),
+            (entry, None) => return Ok((entry, Applied::default())),
         };
         let wait = call.request.wait_ms.map_or(APPLIED_WAIT_DEFAULT, Duration::from_millis);
-        let member = entry.member.clone();
-        let asked = self.ask_applied(&entry, hosts, wait);
-        let made = async {
-            self.store.put(&entry).await.map_err(|e| unwritten(&e))?;
-            self.build(&member, started + ATTACH_BOUND).await
-        };
-        let applied = match tokio::join!(made, asked) {
-            (Ok(()), applied) => applied,
-            (Err(refusal), _) => {
-                self.release(entry).await;
-                return Err(refusal);
-            }
-        };
-        match self.ready(&member).await {
+        let applied = self.realize(&entry, hosts, wait, deadline).await?;
+        match self.ready(&entry.member).await {
             Ok(entry) => Ok((entry, applied)),
             Err(refusal) => {
                 self.release(entry).await;
@@ -141,40 +115,32 @@ impl<K: Kernel, S: Store> Context<K, S> {
         Ok(container)
     }
 
-    /// Step 2 and 3: the loop claims the things and publishes the member as joining.
-    async fn claim(&self, call: Call, mut container: Container, deadline: Instant) -> Result<Claim, Refusal> {
-        let mut told = Told::default();
+    /// Steps 2 and 3: the loop claims the things and publishes the member as joining. With it the hosts that are to
+    /// have it, unless it was a member already.
+    async fn claim(
+        &self,
+        call: &Call,
+        mut container: Container,
+        deadline: Instant,
+    ) -> Result<(Entry, Option<Vec<HostId>>), Refusal> {
         loop {
-            let asked = Box::new((call.clone(), container.clone(), std::mem::take(&mut told)));
-            match self.step(|reply| Step::Claim(asked, reply)).await?? {
-                Claimed::Existing(entry) => return Ok(Claim::Existing(entry)),
-                Claimed::New(entry, hosts) => return Ok(Claim::New(entry, hosts)),
+            let asked = Box::new((call.clone(), container));
+            let claimed =
+                self.rounds(Some(deadline), |told, reply| Step::Claim(asked.clone(), told, reply)).await?;
+            match claimed {
+                Claimed::Existing(entry) => return Ok((*entry, None)),
+                Claimed::New(entry, hosts) => return Ok((*entry, Some(hosts))),
                 Claimed::Leftovers => {
-                    self.kernel.clean(&container.netns).await.map_err(|e| Refusal::from(&e))?;
-                    container = self.take(&call.request.netns).await?;
+                    self.kernel.clean(&asked.1.netns).await.map_err(|e| Refusal::from(&e))?;
                 }
-                Claimed::Leaving(_, then) if then > deadline => {
+                Claimed::Leaving(then) if then > deadline => {
                     let why = "an earlier member is still being taken out of the container";
                     return Err(Refusal::new(RefusalKind::Timeout, why)
                         .hint("see the agent's log for the operation that hangs"));
                 }
-                Claimed::Leaving(back, then) => {
-                    tokio::time::sleep_until(then).await;
-                    told = *back;
-                    container = self.take(&call.request.netns).await?;
-                }
-                Claimed::Later(_, then, why) if then > deadline => {
-                    return Err(Refusal::new(RefusalKind::Unready, why));
-                }
-                Claimed::Later(back, then, _) => {
-                    tokio::time::sleep_until(then).await;
-                    told = *back;
-                }
-                Claimed::Ask(back, questions) => {
-                    told = *back;
-                    self.ask(&mut told, questions).await?;
-                }
+                Claimed::Leaving(then) => tokio::time::sleep_until(then).await,
             }
+            container = self.take(&call.request.netns).await?;
         }
     }
 
@@ -192,24 +158,9 @@ impl<K: Kernel, S: Store> Context<K, S> {
 
     /// Makes a network, with this subnet or any; it is on disk when this returns.
     pub async fn create(self, network: NetworkId, subnet: Option<Ipv4Net>) -> Result<(), Refusal> {
-        let deadline = Instant::now() + ATTACH_BOUND;
-        let mut told = Box::<Told>::default();
-        let claim = loop {
-            match self.step(|reply| Step::Create(network, subnet, told, reply)).await?? {
-                Created::Done(claim) => break claim,
-                Created::Ask(back, questions) => {
-                    told = back;
-                    self.ask(&mut told, questions).await?;
-                }
-                Created::Later(_, then, why) if then > deadline => {
-                    return Err(Refusal::new(RefusalKind::Unready, why));
-                }
-                Created::Later(back, then, _) => {
-                    tokio::time::sleep_until(then).await;
-                    told = back;
-                }
-            }
-        };
+        let deadline = Some(Instant::now() + ATTACH_BOUND);
+        let make = |told, reply| Step::Create(network, subnet, told, reply);
+        let claim = self.rounds(deadline, make).await?;
         if let Err(error) = self.store.put_network(network, &claim).await {
             // Its members, if it has any meanwhile, keep it.
             let _ = self.step(|reply| Step::Forget(network, reply)).await?;
@@ -237,41 +188,31 @@ impl<K: Kernel, S: Store> Context<K, S> {
 
     /// Gives a contested member other things; it keeps its key and its names.
     pub async fn settle(self, member: MemberId) {
-        let mut told = Box::<Told>::default();
-        // It ends when the agent stops.
-        while let Ok(moved) = self.step(|reply| Step::Move(member.clone(), told, reply)).await {
-            match moved {
-                Moved::Done => return,
-                Moved::Ask(back, questions) => {
-                    told = back;
-                    if self.ask(&mut told, questions).await.is_err() {
-                        return;
-                    }
-                }
-                Moved::Later(back, then) => {
-                    tokio::time::sleep_until(then).await;
-                    told = back;
-                }
-            }
+        let make = |told, reply| Step::Move(member.clone(), told, reply);
+        if let Err(refusal) = self.rounds(None, make).await {
+            tracing::error!(%member, "contested: {refusal}");
         }
     }
 
-    /// Asks judges, all at once.
-    pub(super) async fn ask(
+    /// Steps 4 and 5, first half: a claimed member is journalled and built while the other hosts are asked whether
+    /// they have it. It is released when it cannot be.
+    pub(super) async fn realize(
         &self,
-        told: &mut Told,
-        questions: Vec<(HostId, Question)>,
-    ) -> Result<(), Refusal> {
-        let asked = Instant::now();
-        let ask = |(judge, question): &(HostId, Question)| {
-            let (judge, question) = (judge.clone(), question.clone());
-            self.step(|reply| Step::Ask(judge, question, reply))
+        entry: &Entry,
+        hosts: Vec<HostId>,
+        wait: Duration,
+        deadline: Instant,
+    ) -> Result<Applied, Refusal> {
+        let made = async {
+            self.store.put(entry).await.map_err(|e| unwritten(&e))?;
+            self.build(&entry.member, deadline).await
         };
-        let answers = futures::future::try_join_all(questions.iter().map(ask)).await?;
-        for ((judge, question), answer) in questions.iter().zip(answers) {
-            told.hear(judge, question, answer, asked);
+        let (made, applied) = tokio::join!(made, self.ask_applied(entry, hosts, wait));
+        if let Err(refusal) = made {
+            self.release(entry.clone()).await;
+            return Err(refusal);
         }
-        Ok(())
+        Ok(applied)
     }
 
     /// Step 4: the reconciler builds it.
@@ -284,8 +225,8 @@ impl<K: Kernel, S: Store> Context<K, S> {
         }
     }
 
-    /// Step 5, first half: who has the member in its kernel, of the hosts that need it.
-    pub(super) async fn ask_applied(&self, entry: &Entry, hosts: Vec<HostId>, wait: Duration) -> Applied {
+    /// Who has the member in its kernel, of the hosts that need it.
+    async fn ask_applied(&self, entry: &Entry, hosts: Vec<HostId>, wait: Duration) -> Applied {
         let deadline = Instant::now() + wait;
         let asks = hosts.into_iter().map(|host| {
             let (reply, answer) = oneshot::channel();
@@ -317,7 +258,7 @@ impl<K: Kernel, S: Store> Context<K, S> {
         Ok(entry)
     }
 
-    pub(super) async fn release(&self, mut entry: Entry) {
+    async fn release(&self, mut entry: Entry) {
         if let Ok(revision) = self.step(|reply| Step::Release(entry.member.clone(), reply)).await {
             entry.state = MemberState::Released;
             // Best effort, as the store may be what has failed: an entry that stays as joining is
@@ -344,11 +285,6 @@ impl<K: Kernel, S: Store> Context<K, S> {
                 .hint("see the agent's log for the operation that hangs")),
         }
     }
-}
-
-enum Claim {
-    Existing(Box<Entry>),
-    New(Box<Entry>, Vec<HostId>),
 }
 
 /// Which hosts of the network said they have the new member.

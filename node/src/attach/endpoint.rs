@@ -9,13 +9,11 @@ use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
 use gossip::port::Port;
 use ipnet::{IpNet, Ipv4Net};
 use netplumb::kernel::{Container, Kernel, NetnsSource};
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::context::{APPLIED_WAIT_DEFAULT, ATTACH_BOUND, unwritten};
 use super::{Applied, Context, Refusal, RefusalKind};
 use crate::agent::Step;
-use crate::claims::{Question, Told};
 use crate::store::{Endpoint, Entry, Store};
 
 /// The host's own namespace, as the agent sees it.
@@ -63,18 +61,6 @@ pub struct Binding {
     pub ports: Vec<Port>,
 }
 
-/// What the loop says to one round of a search for things.
-pub enum Round<T> {
-    /// Everything is there, and claimed.
-    Done(T),
-    /// Judges are to be asked.
-    Ask(Box<Told>, Vec<(HostId, Question)>),
-    /// Try again then; why, in words.
-    Later(Box<Told>, Instant, String),
-}
-
-type Reply<T> = oneshot::Sender<Result<Round<T>, Refusal>>;
-
 impl<K: Kernel, S: Store> Context<K, S> {
     /// Claims an address of a network; it is freed again unless it is bound within a minute.
     pub async fn reserve(
@@ -88,8 +74,9 @@ impl<K: Kernel, S: Store> Context<K, S> {
         if !host.nf_tables && !self.unguarded {
             return Err(super::context::unguardable());
         }
-        let asked = Reservation { network, subnet, address, host };
-        self.rounds(|told, reply| Step::Reserve(Box::new((asked.clone(), told)), reply)).await
+        let asked = Box::new(Reservation { network, subnet, address, host });
+        let make = |told, reply| Step::Reserve(asked.clone(), told, reply);
+        self.rounds(Some(Instant::now() + ATTACH_BOUND), make).await
     }
 
     /// Binds a reserved address to a container: its interface is in the host's namespace when this returns, under the
@@ -108,44 +95,13 @@ impl<K: Kernel, S: Store> Context<K, S> {
             bound => bound,
         };
         let (entry, hosts) = bound?;
-        let asked = self.ask_applied(&entry, hosts, APPLIED_WAIT_DEFAULT);
-        let made = async {
-            self.store.put(&entry).await.map_err(|e| unwritten(&e))?;
-            self.build(&entry.member, started + ATTACH_BOUND).await
-        };
-        match tokio::join!(made, asked) {
-            (Ok(()), applied) => Ok((entry, applied)),
-            (Err(refusal), _) => {
-                self.release(entry).await;
-                Err(refusal)
-            }
-        }
+        let applied = self.realize(&entry, hosts, APPLIED_WAIT_DEFAULT, started + ATTACH_BOUND).await?;
+        Ok((entry, applied))
     }
 
     async fn bind_once(&self, binding: &Binding) -> Result<(Entry, Vec<HostId>), Refusal> {
-        self.rounds(|told, reply| Step::Bind(Box::new((binding.clone(), told)), reply)).await
-    }
-
-    async fn rounds<T>(&self, make: impl Fn(Told, Reply<T>) -> Step) -> Result<T, Refusal> {
-        let deadline = Instant::now() + ATTACH_BOUND;
-        let mut told = Told::default();
-        loop {
-            let before = std::mem::take(&mut told);
-            match self.step(|reply| make(before, reply)).await?? {
-                Round::Done(done) => return Ok(done),
-                Round::Later(_, then, why) if then > deadline => {
-                    return Err(Refusal::new(RefusalKind::Unready, why));
-                }
-                Round::Later(back, then, _) => {
-                    tokio::time::sleep_until(then).await;
-                    told = *back;
-                }
-                Round::Ask(back, questions) => {
-                    told = *back;
-                    self.ask(&mut told, questions).await?;
-                }
-            }
-        }
+        let make = |told, reply| Step::Bind(Box::new(binding.clone()), told, reply);
+        self.rounds(Some(Instant::now() + ATTACH_BOUND), make).await
     }
 
     /// Follows a held member into its container as soon as its runtime has taken it there.
