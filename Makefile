@@ -5,7 +5,7 @@ ROOT  := $(if $(filter 0,$(shell id -u)),,sudo -E)
 ONLY  ?= attach
 PREFIX ?= /usr/local
 
-.PHONY: help demo test check fmt unit e2e e2e-kernel clients bench sim fuzz install uninstall deb clean deps
+.PHONY: help demo test check fmt unit e2e e2e-kernel chaos clients bench sim fuzz install uninstall deb clean deps
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,10 @@ e2e: ## contract suites, and hosts of namespaces with real agents and real packe
 
 e2e-kernel: ## the same stories on the kernel's WireGuard: here, or emulated [KERNEL=linux-image-6.12-cloud-amd64 ONLY=namespaces]
 	@tests/kernel/run
+
+chaos: ## agents, engines and paths that come and go under 20 connections: make chaos MINUTES=10 [SEED=7]
+	$(CARGO) build --workspace --bins
+	WARREN_CHAOS_MINUTES=$(or $(MINUTES),10) WARREN_CHAOS_SEED=$(SEED) $(CARGO) test --workspace --test chaos -- --nocapture
 
 # Half a gigabyte of compilers and checkers, which `make test` does without: it asks by glibc, musl and dig.
 clients: ## names, asked by Go, Node and Java, and by the zone checkers zonemaster and dnsviz

@@ -325,6 +325,21 @@ impl Host {
         self.site.underlay.run(&format!("ip link set p{} up", self.number));
     }
 
+    /// From now on its firewall drops whatever another host sends.
+    pub fn ignore(&self, other: &Host) {
+        let chain = "add table inet cut ; \
+                     add chain inet cut in { type filter hook prerouting priority -300 ; }";
+        let family = if other.address().is_ipv6() { "ip6" } else { "ip" };
+        self.netns
+            .run(&format!("nft {chain} ; add rule inet cut in {family} saddr {} drop", other.address()));
+    }
+
+    /// It hears everybody again.
+    pub fn hear(&self) {
+        // It may have ignored nobody.
+        let _ = self.netns.try_run("nft delete table inet cut");
+    }
+
     /// A container with an `eth0` on the host's bridge, a default route there, and `lo` down.
     pub fn container(&self, name: &str) -> Container {
         let container = self.bare_container(name);

@@ -8,10 +8,13 @@
 //! Needs root, or `unshare -Urnmpf --mount-proc` with a private tmpfs on `/run`; and `ip`, `bridge`
 //! (Debian: iproute2), `nft` (nftables), `dig` (bind9-dnsutils), `ping` (iputils-ping).
 
+pub mod chaos;
 pub mod cli;
 pub mod container;
 pub mod dns;
 pub mod docker;
+pub mod flow;
+pub mod footprint;
 pub mod forge;
 pub mod host;
 pub mod http;

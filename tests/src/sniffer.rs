@@ -35,8 +35,8 @@ pub struct Frame(pub Vec<u8>);
 pub enum Kind {
     /// Address resolution and neighbour discovery of the hosts themselves.
     Neighbours,
-    /// A host's "port unreachable" for the VXLAN port: its tunnel end does not stand yet. What it
-    /// quotes is as encrypted as the frame it answers.
+    /// A "port unreachable" for the VXLAN or the gossip port, or in VXLAN for WireGuard's: the tunnel end does not stand
+    /// yet, the agent does not run, the engine is gone. What it quotes is as encrypted as the frame it answers.
     Unreachable,
     /// UDP from or to a gossip port.
     Gossip,
@@ -49,6 +49,15 @@ pub enum Kind {
 impl Sniffer {
     /// Listens on one link of a namespace, or on all of them.
     pub fn start(netns: &Netns, link: Option<&str>) -> Sniffer {
+        Sniffer::keep(netns, link, |_| true)
+    }
+
+    /// As [`Sniffer::start`], for frames that are worth keeping.
+    pub fn keep(
+        netns: &Netns,
+        link: Option<&str>,
+        wanted: impl Fn(&Frame) -> bool + Send + 'static,
+    ) -> Sniffer {
         let socket = netns.enter(|| open(link)).unwrap_or_else(|e| panic!("cannot listen to frames: {e}"));
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
@@ -59,7 +68,7 @@ impl Sniffer {
             loop {
                 let last = stopped.load(Ordering::Relaxed);
                 while let Ok(length) = io::Read::read(&mut &socket, &mut buffer) {
-                    frames.push(Frame(buffer[..length].to_vec()));
+                    frames.extend(Some(Frame(buffer[..length].to_vec())).filter(&wanted));
                 }
                 if last {
                     return frames;
@@ -161,7 +170,7 @@ fn kind(frame: &[u8]) -> Option<Kind> {
         _ => {}
     }
     if let Some(quoted) = unreachable(frame) {
-        return (quoted == VXLAN_PORT).then_some(Kind::Unreachable);
+        return [VXLAN_PORT, GOSSIP_PORT].contains(&quoted).then_some(Kind::Unreachable);
     }
     let (source, destination, payload) = udp(frame)?;
     if [source, destination].contains(&GOSSIP_PORT) {
@@ -170,7 +179,11 @@ fn kind(frame: &[u8]) -> Option<Kind> {
     if destination != VXLAN_PORT {
         return None;
     }
-    let (source, destination, message) = udp(payload.get(VXLAN..)?)?;
+    let inner = payload.get(VXLAN..)?;
+    if unreachable(inner) == Some(WIREGUARD_PORT) {
+        return Some(Kind::Unreachable);
+    }
+    let (source, destination, message) = udp(inner)?;
     match message {
         [kind @ 1..=4, 0, 0, 0, ..] if [source, destination] == [WIREGUARD_PORT; 2] => {
             Some(Kind::Wireguard(*kind))

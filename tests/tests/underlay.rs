@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that is surprised fails")]
 
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use hickory_proto::rr::RecordType;
+use tests::flow::Flow;
 use tests::ids::{AP, PN};
 use tests::sniffer::Sniffer;
 use tests::{Attached, Container, Host, Lab, eventually, seconds, want};
@@ -105,25 +105,6 @@ fn of_1280_bytes() {
     }
 }
 
-/// A TCP connection that echoes without a pause until it is told to stop; an error ends it.
-fn stream(from: &Container, to: SocketAddr, stop: &AtomicBool, rounds: &AtomicUsize) -> std::io::Result<()> {
-    let mut stream = from.netns().try_enter(|| TcpStream::connect(to))??;
-    stream.set_read_timeout(Some(seconds(20)))?;
-    stream.set_write_timeout(Some(seconds(20)))?;
-    // The server's name and a line end come first.
-    let mut byte = [0];
-    while byte != *b"\n" {
-        stream.read_exact(&mut byte)?;
-    }
-    let (payload, mut back) = ([7; 20_000], [0; 20_000]);
-    while !stop.load(Ordering::Relaxed) {
-        stream.write_all(&payload)?;
-        stream.read_exact(&mut back)?;
-        rounds.fetch_add(1, Ordering::Relaxed);
-    }
-    Ok(())
-}
-
 /// The MTU of an interface.
 fn mtu(container: &Container, ifname: &str) -> usize {
     let link = container.netns().run(&format!("ip -o link show {ifname}"));
@@ -139,18 +120,16 @@ fn a_narrower_host_joins_under_traffic_and_widens() {
     let members = join(&hosts);
     let [(c1, one), (c2, two)] = &members[..] else { panic!("two") };
     let _echoes = [c1.echo(PORT), c2.echo(PORT)];
-    let (stop, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
     let everybody_has = |expected: usize| {
         eventually(seconds(10), &format!("everybody has an MTU of {expected}"), || {
             let found = members.iter().map(|(c, m)| mtu(c, &m.ifname)).collect::<Vec<_>>();
             want(found.iter().all(|mtu| *mtu == expected), found)
         });
     };
+    let flow = Flow::start(c1.netns(), (two.address, PORT).into(), 20_000, Duration::ZERO);
     let goes_on = |what: &str| {
-        let before = rounds.load(Ordering::Relaxed);
-        eventually(seconds(20), what, || {
-            want(rounds.load(Ordering::Relaxed) > before + 20, rounds.load(Ordering::Relaxed))
-        });
+        let before = flow.rounds();
+        eventually(seconds(20), what, || want(flow.rounds() > before + 20, flow.rounds()));
     };
     let aaaa = |expected: &[IpAddr]| {
         eventually(seconds(10), &format!("AAAA is {expected:?}"), || {
@@ -159,33 +138,29 @@ fn a_narrower_host_joins_under_traffic_and_widens() {
         });
     };
     let address6 = two.address6.expect("there is room for IPv6");
-    std::thread::scope(|scope| {
-        let flow = scope.spawn(|| stream(c1, (two.address, PORT).into(), &stop, &rounds));
-        goes_on("it flows");
-        aaaa(&[address6.into()]);
-        hosts.push(lab.host_with_mtu("c", 1280));
-        hosts[2].start_agent();
-        hosts[2].wait_ready();
-        everybody_has(1170);
-        goes_on("it flows with the narrower host");
-        // IPv6 is gone from the interfaces, and from the names with it.
-        aaaa(&[]);
-        assert_eq!(c2.ask_udp(one.address, PORT, 1170 - HEADERS).unwrap(), "c-a");
-        let third = hosts[2].container("c-c").join(PN, AP, "web");
-        assert_eq!((third.mtu, third.address6), (1170, None));
+    goes_on("it flows");
+    aaaa(&[address6.into()]);
+    hosts.push(lab.host_with_mtu("c", 1280));
+    hosts[2].start_agent();
+    hosts[2].wait_ready();
+    everybody_has(1170);
+    goes_on("it flows with the narrower host");
+    // IPv6 is gone from the interfaces, and from the names with it.
+    aaaa(&[]);
+    assert_eq!(c2.ask_udp(one.address, PORT, 1170 - HEADERS).unwrap(), "c-a");
+    let third = hosts[2].container("c-c").join(PN, AP, "web");
+    assert_eq!((third.mtu, third.address6), (1170, None));
 
-        // Its underlay is widened: it says so when it starts again.
-        lab.underlay().run("ip link set p3 mtu 1500");
-        hosts[2].netns().run("ip link set eth0 mtu 1500");
-        assert_eq!(hosts[2].stop_agent(), 0);
-        hosts[2].start_agent();
-        hosts[2].wait_ready();
-        everybody_has(1390);
-        goes_on("it flows with more room");
-        aaaa(&[address6.into()]);
-        stop.store(true, Ordering::Relaxed);
-        flow.join().unwrap().expect("the connection lasts");
-    });
+    // Its underlay is widened: it says so when it starts again.
+    lab.underlay().run("ip link set p3 mtu 1500");
+    hosts[2].netns().run("ip link set eth0 mtu 1500");
+    assert_eq!(hosts[2].stop_agent(), 0);
+    hosts[2].start_agent();
+    hosts[2].wait_ready();
+    everybody_has(1390);
+    goes_on("it flows with more room");
+    aaaa(&[address6.into()]);
+    flow.stop().expect("the connection lasts");
     eventually(seconds(5), "IPv6 is back", || {
         let reached = c1.ask_udp(address6, PORT, 1390 - HEADERS6).map_err(|e| e.to_string())?;
         want(reached == "c-b", reached)

@@ -1,0 +1,107 @@
+//! Whatever befalls agents, engines and the paths between hosts: connections last, and nothing is left over.
+//!
+//! `make test` runs a short form; `make chaos MINUTES=10 [SEED=7]` the long one.
+
+#![allow(clippy::unwrap_used, reason = "a test that is surprised fails")]
+
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::{Duration, UNIX_EPOCH};
+
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use rand::seq::IteratorRandom as _;
+use tests::chaos::Chaos;
+use tests::flow::{Flow, MARK};
+use tests::footprint::Footprint;
+use tests::ids::{AP, PN};
+use tests::pulse::Pulse;
+use tests::sniffer::{Frame, Kind, Sniffer};
+use tests::{Attached, Container, Lab, eventually, seconds, want};
+
+const PORT: u16 = 8080;
+const FLOWS: usize = 20;
+/// Of each flow, and between two blocks of it.
+const BLOCK: usize = 2_000;
+const PERIOD: Duration = Duration::from_millis(50);
+/// The short form's.
+const SHORT: Duration = seconds(10);
+
+fn setting<T: FromStr>(name: &str) -> Option<T> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// No such frame may be on the underlay.
+fn is_clear(frame: &Frame) -> bool {
+    frame.contains(MARK) || matches!(frame.kind(), Kind::Other(_))
+}
+
+#[track_caller]
+fn all_move_on(flows: &[Flow], what: &str) {
+    let before: Vec<usize> = flows.iter().map(Flow::rounds).collect();
+    eventually(seconds(90), what, || {
+        let moved = flows.iter().zip(&before).map(|(flow, before)| flow.rounds() - before);
+        let stuck: Vec<usize> =
+            moved.enumerate().filter(|(_, rounds)| *rounds < 5).map(|(flow, _)| flow).collect();
+        want(stuck.is_empty(), stuck)
+    });
+}
+
+#[test]
+fn connections_outlive_what_chance_does_to_agents_engines_and_paths() {
+    let today = UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let seed = setting("WARREN_CHAOS_SEED").unwrap_or(today);
+    let duration = setting("WARREN_CHAOS_MINUTES").map_or(SHORT, |minutes: u64| seconds(60 * minutes));
+    eprintln!("chaos: seed {seed}, {} s", duration.as_secs());
+
+    let lab = Lab::new("chaos");
+    let hosts = lab.region(&["a", "b", "c"]);
+    let members: Vec<(Container, Attached)> = hosts
+        .iter()
+        .flat_map(|host| ["c1", "c2"].map(|name| host.container(&format!("{name}-{}", host.name()))))
+        .map(|container| {
+            let attached = container.join(PN, AP, "web");
+            (container, attached)
+        })
+        .collect();
+    let containers: Vec<&Container> = members.iter().map(|(container, _)| container).collect();
+    let echoes: Vec<_> = containers.iter().map(|container| container.echo(PORT)).collect();
+    let to = |n: usize| SocketAddr::from((members[n].1.address, PORT));
+
+    let sniffer = Sniffer::keep(lab.underlay(), None, is_clear);
+    let pairs = (0..members.len()).flat_map(|from| (0..members.len()).map(move |to| (from, to)));
+    let pairs = pairs.filter(|(from, to)| from != to).sample(&mut StdRng::seed_from_u64(seed), FLOWS);
+    let flows: Vec<Flow> = pairs
+        .iter()
+        .map(|(from, other)| Flow::start(containers[*from].netns(), to(*other), BLOCK, PERIOD))
+        .collect();
+    let pulses = [(0, 2), (2, 4), (4, 0)]
+        .map(|(from, other)| Pulse::every(PERIOD, containers[from].netns(), to(other)));
+    all_move_on(&flows, "all flow");
+    let before = Footprint::of(&hosts, &containers);
+
+    let mut chaos = Chaos::new(&hosts, seed);
+    chaos.rage(duration);
+    let told = chaos.calm();
+    all_move_on(&flows, "all flow after it");
+    let after = before.is_back(&hosts, &containers);
+
+    let beats = pulses.map(Pulse::stop);
+    let rounds: usize = flows.iter().map(Flow::rounds).sum();
+    let longest = flows.into_iter().enumerate().map(|(number, flow)| {
+        flow.stop().unwrap_or_else(|e| panic!("seed {seed}: flow {number}, {:?}: {e}", pairs[number]))
+    });
+    eprintln!("chaos: {told:?}; {rounds} blocks, the slowest took {:?}", longest.max().unwrap());
+    eprintln!("chaos: {beats:?}\nchaos: before: {before}\nchaos: after: {after}");
+    let clear = sniffer.stop();
+    assert!(clear.is_empty(), "seed {seed}: {} frames in clear, the first: {}", clear.len(), clear[0]);
+    for beat in beats {
+        assert!(beat.lost < beat.sent, "seed {seed}: {beat:?}");
+    }
+
+    drop(echoes);
+    for container in containers {
+        container.detach(PN).ok();
+    }
+    lab.assert_clean();
+}
