@@ -38,8 +38,10 @@ fn another_network_does_not_exist() {
     let hosts = lab.region(&["a", "b"]);
     let [(c1, one), (c2, two)] = pair(&hosts);
     let stranger = hosts[0].container("stranger");
-    // Addresses of its own, so that the others' are free in its network.
-    stranger.attach(PN2, AP2, &["--address", "10.240.3.99"]).ok();
+    // An address of its own, so that the others' are free in its network.
+    let mut addresses = (1..=3).map(|last| Ipv4Addr::new(10, 240, 3, last));
+    let own = addresses.find(|address| ![one.address, two.address].contains(address)).unwrap();
+    stranger.attach(PN2, AP2, &["--address", &own.to_string()]).ok();
     let _echoes = [c1.echo(PORT), c2.echo(PORT), stranger.echo(PORT)];
     eventually(seconds(5), "its own network has both", || {
         want(c1.addresses(&two.names[2]).len() == 2, c1.addresses(&two.names[2]))
@@ -56,7 +58,8 @@ fn another_network_does_not_exist() {
         let [a, b, c, d] = a.octets();
         format!("{d}.{c}.{b}.{a}.in-addr.arpa")
     };
-    assert!(stranger.lookup(&reverse(one.address), RecordType::PTR).unwrap().names.is_empty());
+    let named = stranger.lookup(&reverse(one.address), RecordType::PTR).unwrap().names;
+    assert!(named.is_empty(), "{} is {named:?}", one.address);
     for to in [one.address, two.address] {
         let (refused, took) = timed(|| stranger.ask_tcp(to, PORT));
         refused.unwrap_err();
@@ -65,7 +68,7 @@ fn another_network_does_not_exist() {
         assert!(!stranger.ping(to, 56));
     }
     // Nor the other way round.
-    c1.ask_tcp(Ipv4Addr::new(10, 240, 3, 99), PORT).unwrap_err();
+    c1.ask_tcp(own, PORT).unwrap_err();
 }
 
 /// A UDP socket in `container` for what it receives on a port.
