@@ -4,8 +4,9 @@ CARGO ?= cargo
 ROOT  := $(if $(filter 0,$(shell id -u)),,sudo -E)
 ONLY  ?= attach
 PREFIX ?= /usr/local
+MUSL  := $(shell uname -m)-unknown-linux-musl
 
-.PHONY: help demo test check fmt unit e2e e2e-kernel chaos clients bench sim fuzz install uninstall deb clean deps
+.PHONY: help demo test check fmt unit e2e e2e-kernel chaos clients bench sim fuzz install uninstall deb deb-check static clean deps
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -78,7 +79,19 @@ deb: ## a Debian package: target/debian/warren_*.deb (needs cargo-deb)
 	@cargo deb --version >/dev/null 2>&1 || { echo "cargo-deb is missing: cargo install cargo-deb" >&2; exit 1; }
 	$(CARGO) build --release -p node --bin warren
 	node/dist/pages target/release/warren target/dist
-	cargo deb -p node --no-build
+	@rm -rf target/debian
+	cargo deb -p node --no-build --strip
+
+deb-check: deb ## that package, installed, upgraded and purged on a machine that systemd boots
+	@.ci/deps test
+	$(CARGO) build --workspace --bins
+	$(CARGO) test --workspace --test package -- --include-ignored
+
+static: ## a binary that needs no libraries: target/*-musl/release/warren (needs rustup and musl-tools)
+	@command -v musl-gcc >/dev/null || { echo "musl-gcc is missing: apt-get install musl-tools" >&2; exit 1; }
+	@[ -d "$$(rustc --print sysroot)/lib/rustlib/$(MUSL)" ] || rustup target add $(MUSL) \
+	 || { echo "Rust has no standard library for $(MUSL) here: rustup target add $(MUSL)" >&2; exit 1; }
+	$(CARGO) build --release --target $(MUSL) -p node --bin warren
 
 clean: ## remove what was built
 	$(CARGO) clean

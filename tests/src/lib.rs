@@ -20,6 +20,7 @@ pub mod host;
 pub mod http;
 pub mod ids;
 pub mod lab;
+pub mod machine;
 pub mod netns;
 pub mod process;
 pub mod pulse;
