@@ -5,8 +5,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::host::Host;
 use crate::netns::Netns;
 use crate::sniffer::link_address;
+
+/// The VNI of a network, as a host has it.
+#[track_caller]
+pub fn vni(host: &Host, network: &str) -> u32 {
+    let rows = host.warren(&["networks", "-o", "json"]).rows();
+    let row = rows.iter().find(|row| row["network"] == network).expect("the network is known");
+    row["vni"].as_u64().expect("it has a VNI") as u32
+}
 
 /// A MAC address from its text.
 pub fn mac(text: &str) -> [u8; 6] {

@@ -1,5 +1,7 @@
 //! A host: a network namespace on the underlay, with an agent as its only process.
 
+mod cable;
+
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -46,13 +48,8 @@ impl Host {
         fs::create_dir_all(dir.join("containers")).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
         let netns = Netns::make(&dir.join("netns"));
         let address = site.address(number);
-        let peer = netns.path().display();
-        site.underlay
-            .run(&format!("ip link add p{number} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {peer}"));
-        site.underlay.run(&format!("ip link set p{number} master br0 up"));
         netns.run("ip link set lo up");
-        netns.run("ip link set eth0 up");
-        add_address(&netns, address);
+        cable::lay(&site.underlay, number, mtu, (&netns, address));
         netns.run("ip link add docker0 type bridge mcast_snooping 0");
         netns.run(&format!("ip address add {}/24 dev docker0", docker_address(number, 1)));
         netns.run("ip link set docker0 up");
@@ -79,15 +76,6 @@ impl Host {
     /// Its address on the underlay.
     pub fn address(&self) -> IpAddr {
         self.address
-    }
-
-    /// Gives it another address on the underlay, which its agent uses from the next start on; the old one is gone.
-    pub fn renumber(&mut self, number: u8) {
-        let old = std::mem::replace(&mut self.address, self.site.address(number));
-        let prefix = if old.is_ipv6() { 64 } else { 24 };
-        self.netns.run(&format!("ip address del {old}/{prefix} dev eth0"));
-        // After it: the second address of a subnet goes with the first.
-        add_address(&self.netns, self.address);
     }
 
     /// Its network namespace.
@@ -315,31 +303,6 @@ impl Host {
         self.dir.join("agent.log")
     }
 
-    /// Pulls the host's cable.
-    pub fn cut(&self) {
-        self.site.underlay.run(&format!("ip link set p{} down", self.number));
-    }
-
-    /// Plugs the host's cable in again.
-    pub fn heal(&self) {
-        self.site.underlay.run(&format!("ip link set p{} up", self.number));
-    }
-
-    /// From now on its firewall drops whatever another host sends.
-    pub fn ignore(&self, other: &Host) {
-        let chain = "add table inet cut ; \
-                     add chain inet cut in { type filter hook prerouting priority -300 ; }";
-        let family = if other.address().is_ipv6() { "ip6" } else { "ip" };
-        self.netns
-            .run(&format!("nft {chain} ; add rule inet cut in {family} saddr {} drop", other.address()));
-    }
-
-    /// It hears everybody again.
-    pub fn hear(&self) {
-        // It may have ignored nobody.
-        let _ = self.netns.try_run("nft delete table inet cut");
-    }
-
     /// A container with an `eth0` on the host's bridge, a default route there, and `lo` down.
     pub fn container(&self, name: &str) -> Container {
         let container = self.bare_container(name);
@@ -414,12 +377,6 @@ impl Drop for Host {
 /// Where `wg show` finds the interface of a member.
 pub fn wg_socket(member: &str) -> PathBuf {
     Path::new("/run/wireguard").join(format!("wr{}.sock", &member[..12.min(member.len())]))
-}
-
-/// An address that is not probed for duplicates: the agent starts at once.
-fn add_address(netns: &Netns, address: IpAddr) {
-    let options = if address.is_ipv6() { "/64 dev eth0 nodad" } else { "/24 dev eth0" };
-    netns.run(&format!("ip address add {address}{options}"));
 }
 
 /// An address on the bridge of the host with this number.

@@ -8,6 +8,7 @@
 //! Needs root, or `unshare -Urnmpf --mount-proc` with a private tmpfs on `/run`; and `ip`, `bridge`
 //! (Debian: iproute2), `nft` (nftables), `dig` (bind9-dnsutils), `ping` (iputils-ping).
 
+pub mod bulk;
 pub mod chaos;
 pub mod cli;
 pub mod container;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use hickory_proto::rr::RecordType;
+use tests::bulk;
 use tests::ids::{AP, AP2, PN, PN2, name};
 use tests::{Attached, Container, Host, Lab, eventually, seconds, want};
 
@@ -190,4 +191,38 @@ fn without_ipv6_there_is_no_aaaa_and_ipv4_works() {
     let members: Vec<Member> = members.map(|(container, attached)| Member { container, attached }).collect();
     reaches(&members[0], &members[1]);
     reaches(&members[1], &members[0]);
+}
+
+#[test]
+fn much_arrives_as_it_was_sent_both_ways_at_once() {
+    const BYTES: usize = 300_000_000;
+    let lab = Lab::new("bulk");
+    let hosts = lab.region(&["a", "b"]);
+    let members: Vec<(Container, Attached)> = hosts
+        .iter()
+        .map(|host| host.container(host.name()))
+        .map(|container| {
+            let attached = container.join(PN, AP, "web");
+            (container, attached)
+        })
+        .collect();
+    let [(c1, one), (c2, two)] = &members[..] else { panic!("two") };
+    let send = |(from, to, address): (&Container, &Container, Ipv4Addr), seed| {
+        bulk::send(from.netns(), (to.netns(), (address, PORT).into()), BYTES, seed).unwrap()
+    };
+    let digests = std::thread::scope(|scope| {
+        [(c1, c2, two.address), (c2, c1, one.address)]
+            .map(|way| scope.spawn(move || send(way, u64::from(way.2.to_bits()))))
+            .map(|sending| sending.join().unwrap())
+    });
+    for [sent, received] in &digests {
+        assert_eq!((sent.len(), sent), (64, received));
+    }
+    assert_ne!(digests[0], digests[1]);
+    // In pieces, which are put together again behind WireGuard.
+    for (from, to) in [(c1, two), (c2, one)] {
+        let ping = format!("ping -n -q -c 3 -i 0.2 -W 2 -M dont -s 8000 {}", to.address);
+        let shown = from.netns().run(&ping);
+        assert!(shown.contains(" 0% packet loss"), "{shown}");
+    }
 }

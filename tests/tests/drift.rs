@@ -4,7 +4,7 @@
 
 use tests::ids::{AP, PN};
 use tests::wait::timed;
-use tests::{Lab, Netns, eventually, seconds, want};
+use tests::{Container, Lab, Netns, eventually, seconds, want};
 
 /// What is told of is repaired within 2 s; a loaded machine gets more, and less than an audit's 30 s.
 const TOLD: std::time::Duration = seconds(12);
@@ -121,19 +121,31 @@ fn what_the_kernel_tells_of_is_put_back_at_once() {
 fn what_the_kernel_does_not_tell_of_is_put_back_by_the_audit() {
     let lab = Lab::new("drift-audit");
     let hosts = lab.region(&["a", "b"]);
-    let (container, other) = (hosts[0].container("c-a"), hosts[1].container("c-b"));
-    let (a, b) = (container.join(PN, AP, "web"), other.join(PN, AP, "web"));
-    let binding = hosts[0].inner(&format!("bind-{}", a.member));
-    binding.run(&format!("ip neigh del {} dev eth0", b.address));
+    let containers = [hosts[0].container("c-a"), hosts[0].container("c-a2"), hosts[1].container("c-b")];
+    let [a, a2, b] = containers.each_ref().map(|container| container.join(PN, AP, "web"));
+    let [container, second, _] = &containers;
+    let bindings = [&a, &a2].map(|member| hosts[0].inner(&format!("bind-{}", member.member)));
+    let rules = |container: &Container| container.netns().run("nft -s list table inet warren");
+    let as_they_were = rules(second);
+    // Gone altogether in one, wrong in the other.
+    bindings[0].run(&format!("ip neigh del {} dev eth0", b.address));
     container.netns().run("nft delete table inet warren");
-    eventually(seconds(60), "neighbour and table are back", || {
-        let neighbours = binding.run("ip neigh show dev eth0");
+    bindings[1].run(&format!("ip neigh replace {} lladdr {} dev eth0 nud permanent", b.address, a.mac));
+    second.netns().run("nft flush table inet warren");
+    assert_ne!(rules(second), as_they_were);
+    eventually(seconds(60), "neighbours and rules are back", || {
+        let neighbours = bindings.each_ref().map(|binding| binding.run("ip neigh show dev eth0"));
         let tables = container.netns().run("nft list tables");
-        want(neighbours.contains(&b.mac) && tables.contains("inet warren"), (neighbours, tables))
+        want(
+            neighbours.iter().all(|shown| shown.contains(&b.mac))
+                && tables.contains("inet warren")
+                && rules(second) == as_they_were,
+            (neighbours, tables, rules(second)),
+        )
     });
     for kind in ["neighbours", "guard"] {
         let counted = hosts[0].metric("warren_drift_total", &[&format!("kind=\"{kind}\"")]);
-        assert!(counted >= 1.0, "{kind} is counted");
+        assert!(counted >= 2.0, "{kind} is counted: {counted}");
     }
     // Where nothing changes nothing is written, however often it is looked at.
     let written = || hosts[0].metric("warren_reconcile_ops_total", &[]);

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
-use tests::forge::{mac, send_vxlan, udp_frame};
+use tests::forge::{mac, send_vxlan, udp_frame, vni};
 use tests::ids::{AP, AP2, PN, PN2};
 use tests::lab::REGION;
 use tests::sniffer::{Frame, Kind, Sniffer};
@@ -16,12 +16,6 @@ use tests::wait::{pause, timed};
 use tests::{Attached, Container, Host, Lab, eventually, seconds, want};
 
 const PORT: u16 = 8080;
-
-fn vni(host: &Host, network: &str) -> u32 {
-    let rows = host.warren(&["networks", "-o", "json"]).rows();
-    let row = rows.iter().find(|row| row["network"] == network).expect("the network is known");
-    row["vni"].as_u64().unwrap() as u32
-}
 
 /// Two containers of one network on two hosts, each with an echo server beside them in the test.
 fn pair(hosts: &[Host]) -> [(Container, Attached); 2] {

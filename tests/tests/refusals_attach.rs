@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that is surprised fails")]
 
 use std::net::{Ipv4Addr, UdpSocket};
+use std::path::PathBuf;
+use std::process::Child;
 
 use tests::ids::{AP, AP2, PN, PN2};
-use tests::{Container, Host, Lab, Netns, eventually, seconds, want};
+use tests::{Attached, Container, Host, Lab, Netns, Outcome, eventually, seconds, want};
 
 const PORT: u16 = 8080;
 
@@ -252,4 +254,93 @@ fn a_metadata_vxlan_device_on_the_host() {
     in_the_way_on_the_host(&lab, &hosts[1], &["4789"], || {
         hosts[1].netns().run("ip link del vx9");
     });
+}
+
+/// Another agent on a host, of a region of its own; ended and cleaned up when it is dropped.
+struct Second<'a> {
+    host: &'a Host,
+    dir: PathBuf,
+    child: Child,
+}
+
+impl<'a> Second<'a> {
+    fn start(lab: &Lab, host: &'a Host, vxlan_port: u16) -> Second<'a> {
+        let dir = lab.dir().join("second");
+        std::fs::create_dir_all(&dir).unwrap();
+        let region = lab.make_region(&format!("region-{vxlan_port}"));
+        host.issue(&region, &[]).ok();
+        let (dir_text, region, name) = (dir.display(), region.display(), host.name());
+        let config = format!(
+            "region = \"lab\"\nhost = \"{name}\"\nstate_dir = \"{dir_text}/state\"\nrun_dir = \"{dir_text}/run\"\n\
+             [gossip]\nlisten = \"{}:7950\"\n[underlay]\nvxlan_port = {vxlan_port}\n\
+             [tls]\nca = \"{region}/ca.pem\"\ncert = \"{region}/{name}.pem\"\nkey = \"{region}/{name}.key\"\n\
+             [http]\nlisten = \"127.0.0.1:9480\"\n[docker]\nplugin = \"{dir_text}/run/docker.sock\"\n",
+            host.address(),
+        );
+        std::fs::write(dir.join("agent.toml"), config).unwrap();
+        let mut command = host.netns().command(&tests::process::warren().display().to_string());
+        command.arg("agent").arg("--config").arg(dir.join("agent.toml"));
+        let child = tests::process::spawn(command).unwrap();
+        let second = Second { host, dir, child };
+        eventually(seconds(20), "the second agent serves", || {
+            let status = second.warren(&["status", "-o", "json"]);
+            want(status.code == 0, status)
+        });
+        second
+    }
+
+    fn warren(&self, args: &[&str]) -> Outcome {
+        let socket = self.dir.join("run/warren.sock").display().to_string();
+        tests::lab::warren(&[&["--socket", &socket], args].concat())
+    }
+
+    fn attach(&self, container: &Container) -> Outcome {
+        let netns = container.netns().path().display().to_string();
+        let of = ["attach", "--network", PN, "--app", AP, "-o", "json", "--netns", &netns, "--id"];
+        self.warren(&[&of[..], &[container.name()]].concat())
+    }
+}
+
+impl Drop for Second<'_> {
+    fn drop(&mut self) {
+        tests::process::signal(&self.child, rustix::process::Signal::KILL);
+        let _ = self.child.wait();
+        let config = self.dir.join("agent.toml").display().to_string();
+        let warren = tests::process::warren().display().to_string();
+        let reset = self.host.run(&warren, &["reset", "--config", &config]);
+        assert!(std::thread::panicking() || reset.code == 0, "{reset:?}");
+    }
+}
+
+#[test]
+fn a_second_agent_on_the_host_with_a_network_of_the_same_name() {
+    let lab = Lab::new("second-agent");
+    let hosts = lab.region(&["a", "b"]);
+    let (c1, c2) = (hosts[0].container("c1"), hosts[1].container("c2"));
+    c1.join(PN, AP, "web");
+    let two = c2.join(PN, AP, "web");
+    let vni = tests::forge::vni(&hosts[1], PN);
+    let _echo = c2.echo(PORT);
+    let theirs = hosts[1].container("theirs");
+    {
+        let second = Second::start(&lab, &hosts[1], 4789);
+        second.attach(&theirs).refused(6, &[&format!("VNI {vni}"), "underlay.vxlan_port"]);
+        assert_eq!(c1.ask_tcp(two.address, PORT).unwrap(), "c2", "the first agent's goes on");
+    }
+    {
+        // With a port of its own it has namespaces of its own, and nobody in common with the first one's.
+        let second = Second::start(&lab, &hosts[1], 4790);
+        let member: Attached = second.attach(&theirs).json().into();
+        let echo = theirs.echo(PORT);
+        assert_eq!(theirs.ask_tcp(member.address, PORT).unwrap(), "theirs");
+        if member.address != two.address {
+            theirs.ask_tcp(two.address, PORT).unwrap_err();
+            c2.ask_tcp(member.address, PORT).unwrap_err();
+        }
+        drop(echo);
+    }
+    assert_eq!(c1.ask_tcp(two.address, PORT).unwrap(), "c2");
+    c1.detach(PN).ok();
+    c2.detach(PN).ok();
+    lab.assert_clean();
 }

@@ -205,6 +205,25 @@ fn a_host_moves_to_another_address() {
 }
 
 #[test]
+fn the_link_under_the_tunnels_is_replaced() {
+    for lab in [Lab::new("relaid"), Lab::on_ipv6("relaid6")] {
+        let hosts = lab.region(&["a", "b"]);
+        let members = join(&hosts);
+        let [(c1, one), (c2, two)] = &members[..] else { panic!("two") };
+        let _echoes = [c1.echo(PORT), c2.echo(PORT)];
+        let flow = Flow::start(c1.netns(), (two.address, PORT).into(), 2_000, Duration::from_millis(10));
+        hosts[1].replace_cable();
+        let before = flow.rounds();
+        eventually(seconds(20), "it goes on", || want(flow.rounds() > before + 20, flow.rounds()));
+        flow.stop().expect("the connection lasts");
+        hosts.iter().for_each(|host| host.wait_hosts(2));
+        assert_eq!(c2.ask_tcp(one.address, PORT).unwrap(), "c-a");
+        let third = hosts[1].container("c-again").join(PN, AP, "web");
+        assert_eq!((third.mtu, &third.missing), (two.mtu, &vec![]));
+    }
+}
+
+#[test]
 fn a_host_of_the_other_family_is_refused() {
     let lab = Lab::new("families");
     let hosts = lab.region(&["a", "b"]);
