@@ -38,7 +38,7 @@ pub use question::{Inquiry, Remembered};
 pub use reconcile::Built;
 pub use start::start;
 
-use crate::attach::{Binding, Call, Claimed, Context, Refusal, Reservation, Round};
+use crate::attach::{Binding, Call, Claimed, Context, Naming, Refusal, Reservation, Round};
 use crate::claims::{Answer, Bench, Grants, Ledger, MemberKey, Question, Told};
 use crate::journal::Journal;
 use crate::metrics::Metrics;
@@ -105,6 +105,8 @@ pub enum Step {
     Reserve(Box<Reservation>, Box<Told>, oneshot::Sender<Round<Entry>>),
     /// Say whose a reserved address is.
     Bind(Box<Binding>, Box<Told>, oneshot::Sender<Round<Bound>>),
+    /// Say who a member is that was bound without it.
+    Name(Box<(MemberId, Naming)>, Box<Told>, oneshot::Sender<Round<Entry>>),
     /// A runtime has taken a held member into its container, which has IPv6 or not.
     Take(Box<Entry>, bool, oneshot::Sender<()>),
     /// Give a contested member what it needs instead.

@@ -16,7 +16,7 @@ use netplumb::kernel::Container;
 use serde::{Deserialize, Serialize};
 
 pub use context::{Applied, Claimed, Context};
-pub use endpoint::{Binding, Reservation};
+pub use endpoint::{Binding, Naming, Reservation};
 pub use room::Room;
 pub use round::{Halt, Round};
 

@@ -103,6 +103,21 @@ impl Entry {
         matches!(self.endpoint, Some(Endpoint::Held { .. }))
     }
 
+    /// Its runtime has said who it is.
+    pub fn is_named(&self) -> bool {
+        self.app != Entry::nobody()
+    }
+
+    /// Its runtime has taken it into the container, and it is not published as ready.
+    pub fn is_unfinished(&self) -> bool {
+        self.state == MemberState::Joining && matches!(self.endpoint, Some(Endpoint::Taken { .. }))
+    }
+
+    /// The app of a member whose runtime has not said who it is.
+    pub fn nobody() -> AppId {
+        "ap-00000000-0000-0000-0000-000000000000".parse().expect("a nil id is an id")
+    }
+
     /// The runtime's id of it.
     pub fn endpoint_id(&self) -> Option<&str> {
         match &self.endpoint {
@@ -145,6 +160,12 @@ pub trait Store: Send + Sync + 'static {
     ) -> impl Future<Output = io::Result<()>> + Send;
     /// Forgets a network made here.
     fn remove_network(&self, network: NetworkId) -> impl Future<Output = io::Result<()>> + Send;
+    /// Writes which private network one of Docker's is, by its id there; when this returns it survives a power cut.
+    fn put_docker(&self, id: &str, network: NetworkId) -> impl Future<Output = io::Result<()>> + Send;
+    /// Which private network one of Docker's is, where that was written.
+    fn docker(&self, id: &str) -> io::Result<Option<NetworkId>>;
+    /// Forgets one of Docker's networks.
+    fn remove_docker(&self, id: &str) -> impl Future<Output = io::Result<()>> + Send;
     /// Persists a generation before it is published.
     fn set_generation(&self, generation: u64) -> io::Result<()>;
     /// Notes a start, keeping the last few.
@@ -153,7 +174,8 @@ pub trait Store: Send + Sync + 'static {
     fn set_known(&self, own: &HostId, view: Arc<View>) -> impl Future<Output = io::Result<()>> + Send;
 }
 
-/// A directory: `members/<member>.json`, `networks/<network>.json`, `generation`, `starts`, `view.json`.
+/// A directory: `members/<member>.json`, `networks/<network>.json`, `docker/<Docker's id>`, `generation`, `starts`,
+/// `view.json`.
 #[derive(Debug, Clone)]
 pub struct DirStore {
     dir: Arc<PathBuf>,
@@ -175,11 +197,12 @@ impl DirStore {
     /// # Errors
     /// The directory cannot be made or written, or another agent uses it.
     pub fn open(dir: &Path) -> io::Result<DirStore> {
-        let [members, networks] = ["members", "networks"].map(|name| dir.join(name));
-        fs::DirBuilder::new_private().create(&members)?;
-        fs::DirBuilder::new_private().create(&networks)?;
+        let parts = ["members", "networks", "docker"].map(|name| dir.join(name));
+        for part in &parts {
+            fs::DirBuilder::new_private().create(part)?;
+        }
         let lock = lock(dir, "state_dir")?;
-        for half_written in [dir, &members, &networks] {
+        for half_written in parts.iter().map(PathBuf::as_path).chain([dir]) {
             for file in fs::read_dir(half_written)? {
                 let path = file?.path();
                 if path.extension().is_some_and(|e| e == "new") {
@@ -196,6 +219,14 @@ impl DirStore {
 
     fn network_path(&self, network: NetworkId) -> PathBuf {
         self.dir.join("networks").join(format!("{network}.json"))
+    }
+
+    fn docker_path(&self, id: &str) -> io::Result<PathBuf> {
+        // It comes from outside, and shall name a file in that directory alone.
+        let plain = !id.is_empty() && id.len() <= 64 && id.bytes().all(|b| b.is_ascii_alphanumeric());
+        plain.then(|| self.dir.join("docker").join(id)).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidInput, format!("{id:?} is no id of Docker's"))
+        })
     }
 
     /// What the JSON files of a directory hold, by their names without the ending.
@@ -375,6 +406,25 @@ impl Store for DirStore {
         blocking(move || turns.remove(&path)).await
     }
 
+    async fn put_docker(&self, id: &str, network: NetworkId) -> io::Result<()> {
+        let (path, text) = (self.docker_path(id)?, network.to_string());
+        let (turns, turn) = (self.turns.clone(), self.turns.take());
+        blocking(move || turns.replace(turn, &path, text.as_bytes(), true)).await
+    }
+
+    fn docker(&self, id: &str) -> io::Result<Option<NetworkId>> {
+        match fs::read_to_string(self.docker_path(id)?) {
+            Ok(text) => Ok(text.trim().parse().ok()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    async fn remove_docker(&self, id: &str) -> io::Result<()> {
+        let (path, turns) = (self.docker_path(id)?, self.turns.clone());
+        blocking(move || turns.remove(&path)).await
+    }
+
     fn set_generation(&self, generation: u64) -> io::Result<()> {
         let path = self.dir.join("generation");
         self.turns.replace(self.turns.take(), &path, generation.to_string().as_bytes(), true)
@@ -413,6 +463,21 @@ mod private_key {
 mod tests {
     use super::*;
     use crate::project::fixtures;
+
+    #[tokio::test]
+    async fn networks_of_docker_are_found_by_their_ids_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (id, network) = ("8d235e92d7ec", fixtures::pn());
+        DirStore::open(dir.path()).unwrap().put_docker(id, network).await.unwrap();
+        let again = DirStore::open(dir.path()).unwrap();
+        assert_eq!(again.docker(id).unwrap(), Some(network));
+        for outside in ["../generation", "", "a/b", "."] {
+            assert!(again.put_docker(outside, network).await.is_err(), "{outside:?}");
+            assert!(again.docker(outside).is_err(), "{outside:?}");
+        }
+        again.remove_docker(id).await.unwrap();
+        assert_eq!(again.docker(id).unwrap(), None);
+    }
 
     fn entry(id: &str) -> Entry {
         let ports = vec!["tcp/3000:http".parse().unwrap()];

@@ -297,6 +297,58 @@ fn whatever_dies_loses_nobody() {
     lab.assert_clean();
 }
 
+/// Docker starts them before it answers anybody's question, so nobody can say at first whose endpoint it is.
+#[test]
+fn containers_that_always_restart_come_back() {
+    let lab = Lab::new("docker-always");
+    let machines = machines(&lab, &["a", "b"]);
+    let [a, b] = &machines[..] else { unreachable!() };
+    machines.iter().for_each(|machine| machine.docker.network("pn1", PN, &[]));
+    a.docker.network("pn2", PN2, &["--subnet", "10.241.0.0/22"]);
+    b.run("peer", "pn1", AP2, &[]);
+    a.run("always", "pn1", AP, &["--restart=always", "--stop-signal=SIGKILL", "--label", "warren.ordinal=7"]);
+    a.run(
+        "other",
+        "pn2",
+        AP2,
+        &["--restart=always", "--stop-signal=SIGKILL", "--label", "warren.type=worker"],
+    );
+    let peer = b.address("peer");
+    let _echo = b.echo("peer");
+    let came_back = |what: &str| {
+        eventually(seconds(30), &format!("both run again after {what}"), || {
+            let running = a.docker.run(&["ps", "--format", "{{.Names}}"]).stdout;
+            want(running.lines().count() == 2, running)
+        });
+        a.has_members(&["always", "other"]);
+        let (address, other) = (a.address("always"), a.address("other"));
+        b.resolves("peer", &name(&format!("7.web.{AP}"), PN), &[address]);
+        a.resolves("always", &name(AP2, PN), &[peer]);
+        a.resolves("other", &name(&format!("worker.{AP2}"), PN2), &[other]);
+        a.reaches("always", peer, "peer");
+    };
+    came_back("its first start");
+
+    a.docker.stop_daemon();
+    a.docker.start_daemon();
+    came_back("Docker's restart");
+
+    a.docker.kill_daemon();
+    a.docker.start_daemon();
+    came_back("Docker was killed");
+
+    a.docker.stop_daemon();
+    a.host.kill_agent();
+    a.host.start_agent();
+    a.docker.start_daemon();
+    a.host.wait_ready();
+    came_back("both were restarted");
+
+    a.docker.run(&["rm", "-f", "always", "other"]).ok();
+    b.docker.run(&["rm", "-f", "peer"]).ok();
+    lab.assert_clean();
+}
+
 /// `stays` has ended with its engine, and started again it is a member under one address and reaches its peer.
 #[track_caller]
 fn back_again(machine: &Machine, peer: Ipv4Addr) {

@@ -164,7 +164,9 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         let gone = || Refusal::new(RefusalKind::Conflict, "the member was detached while it was attached");
         let refused = self.context.built.borrow().without_ipv6.contains(member);
         let entry = self.journal().change(member, |e| {
-            e.state = MemberState::Ready;
+            if e.is_named() {
+                e.state = MemberState::Ready;
+            }
             e.ipv6 &= !refused;
             e.address6 = e.address6.filter(|_| !refused);
         });

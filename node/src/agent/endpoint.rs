@@ -4,14 +4,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use gossip::id::{AppId, HostId, MemberId};
+use gossip::id::{HostId, MemberId};
 use gossip::record::{MemberState, PublicKey};
 use netplumb::kernel::Kernel;
 use tokio::time::Instant;
 
 use super::Agent;
 use super::claim::again;
-use crate::attach::{Binding, Halt, Refusal, RefusalKind, Reservation, Round};
+use crate::attach::{Binding, Halt, Naming, Refusal, RefusalKind, Reservation, Round};
 use crate::claims::desk::{Number, Wanted};
 use crate::claims::{DEFAULT_SUBNET, Need, Told};
 use crate::store::{Endpoint, Entry, Store};
@@ -42,7 +42,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             container: format!("reserved-{address}"),
             network,
             claim: things.claim,
-            app: nobody(),
+            app: Entry::nobody(),
             process: crate::attach::web(),
             ordinal: None,
             ordinal_chosen: false,
@@ -86,29 +86,47 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 return Err(refusal.hint("start the container again").into());
             }
         };
-        let need = Need {
-            network,
-            subnet: entry.claim.subnet,
-            address: Wanted::Nothing,
-            number: Some(Number {
-                app: binding.app,
-                process: binding.process.clone(),
-                chosen: binding.ordinal,
-            }),
+        let entry = match binding.naming {
+            Some(naming) => self.named(&entry, naming, told)?,
+            None => Entry { container: format!("endpoint-{:.12}", binding.endpoint), ..entry },
         };
-        let things = self.find(&need, told)?;
-        let entry = Entry {
-            container: binding.container,
-            app: binding.app,
-            process: binding.process,
-            ordinal: things.ordinal,
-            ordinal_chosen: binding.insists && binding.ordinal.is_some(),
-            ports: binding.ports,
-            endpoint: Some(Endpoint::Held { id: binding.endpoint, sandbox: binding.sandbox }),
-            ..entry
-        };
+        let endpoint = Some(Endpoint::Held { id: binding.endpoint, sandbox: binding.sandbox });
+        let entry = Entry { endpoint, ..entry };
         self.journal().change(&entry.member, |e| *e = entry.clone());
         Ok((entry, self.hosts_of(network)))
+    }
+
+    /// Says who a bound member is, unless that was said before.
+    pub(super) fn name(&mut self, member: &MemberId, naming: Naming, told: Box<Told>) -> Round<Entry> {
+        let entry = self.journal.live().find(|e| e.member == *member).cloned();
+        let entry = entry.ok_or_else(|| Refusal::new(RefusalKind::NotFound, "the member ended meanwhile"))?;
+        if entry.is_named() {
+            return Ok(entry);
+        }
+        let named = self.named(&entry, naming, told)?;
+        self.journal().change(member, |e| *e = named.clone());
+        Ok(named)
+    }
+
+    /// An entry under a name, with a number that nobody else has.
+    fn named(&mut self, entry: &Entry, naming: Naming, told: Box<Told>) -> Round<Entry> {
+        let number = Number { app: naming.app, process: naming.process.clone(), chosen: naming.ordinal };
+        let need = Need {
+            network: entry.network,
+            subnet: entry.claim.subnet,
+            address: Wanted::Nothing,
+            number: Some(number),
+        };
+        let things = self.find(&need, told)?;
+        Ok(Entry {
+            container: naming.container,
+            app: naming.app,
+            process: naming.process,
+            ordinal: things.ordinal,
+            ordinal_chosen: naming.insists && naming.ordinal.is_some(),
+            ports: naming.ports,
+            ..entry.clone()
+        })
     }
 
     /// A runtime has taken a held member into its container, as `entry` says.
@@ -145,9 +163,4 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             });
         }
     }
-}
-
-/// The app of an address whose member is not named yet.
-fn nobody() -> AppId {
-    "ap-00000000-0000-0000-0000-000000000000".parse().expect("a nil id is an id")
 }

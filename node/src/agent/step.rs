@@ -44,6 +44,12 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 self.follow().await;
                 let _ = reply.send(bound);
             }
+            Step::Name(named, told, reply) => {
+                let (member, naming) = *named;
+                let named = self.name(&member, naming, told);
+                self.follow().await;
+                let _ = reply.send(named);
+            }
             Step::Take(entry, ipv6, reply) => {
                 let address6 = self.address6(entry.network, entry.address, ipv6);
                 self.take(Entry { address6, ipv6, ..*entry });
@@ -209,6 +215,11 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             for entry in live {
                 if entry.is_held() {
                     context.look_into_sandbox(&entry).await;
+                } else if entry.is_unfinished() && entry.is_named() {
+                    // The agent was restarted in between.
+                    if let Err(refusal) = context.finish(&entry.member).await {
+                        tracing::warn!(member = %entry.member, "not whole yet: {refusal}");
+                    }
                 } else if !kernel.alive(&entry.netns, entry.inode).await {
                     tracing::info!(member = %entry.member, container = %entry.container, "container is gone: detaching");
                     if let Err(error) = context.clone().detach(entry).await {

@@ -43,12 +43,19 @@ pub struct Binding {
     pub network: NetworkId,
     /// The reserved address.
     pub address: Ipv4Addr,
-    /// The caller's name for the container.
-    pub container: String,
     /// The runtime's id of the endpoint.
     pub endpoint: String,
     /// Where the container's namespace will be.
     pub sandbox: PathBuf,
+    /// Who it is, unless that is said later: until then it has no names.
+    pub naming: Option<Naming>,
+}
+
+/// Who a member is.
+#[derive(Debug, Clone)]
+pub struct Naming {
+    /// The caller's name for the container.
+    pub container: String,
     /// The app.
     pub app: AppId,
     /// The process type.
@@ -59,6 +66,13 @@ pub struct Binding {
     pub insists: bool,
     /// The ports it publishes.
     pub ports: Vec<Port>,
+}
+
+impl Naming {
+    /// The same with whatever number is free, unless its user insists on one.
+    fn of_any_number(self) -> Option<Naming> {
+        (!self.insists).then_some(Naming { ordinal: None, ..self })
+    }
 }
 
 impl<K: Kernel, S: Store> Context<K, S> {
@@ -89,8 +103,9 @@ impl<K: Kernel, S: Store> Context<K, S> {
                 self.reserve(binding.network, None, Some(binding.address)).await?;
                 self.bind_once(&binding).await
             }
-            Err(refusal) if refusal.kind == RefusalKind::Conflict && !binding.insists => {
-                self.bind_once(&Binding { ordinal: None, ..binding }).await
+            Err(refusal) if refusal.kind == RefusalKind::Conflict => {
+                let naming = binding.naming.clone().and_then(Naming::of_any_number).ok_or(refusal)?;
+                self.bind_once(&Binding { naming: Some(naming), ..binding }).await
             }
             bound => bound,
         };
@@ -101,6 +116,28 @@ impl<K: Kernel, S: Store> Context<K, S> {
 
     async fn bind_once(&self, binding: &Binding) -> Result<(Entry, Vec<HostId>), Refusal> {
         let make = |told, reply| Step::Bind(Box::new(binding.clone()), told, reply);
+        self.rounds(Some(Instant::now() + ATTACH_BOUND), make).await
+    }
+
+    /// Says of a member that was bound without it who it is; it has its names as soon as it is in its container.
+    ///
+    /// # Errors
+    /// It is gone, or its number is taken.
+    pub async fn name(&self, member: &MemberId, naming: Naming) -> Result<(), Refusal> {
+        let named = match self.name_once(member, &naming).await {
+            Err(refusal) if refusal.kind == RefusalKind::Conflict => {
+                let naming = naming.of_any_number().ok_or(refusal)?;
+                self.name_once(member, &naming).await
+            }
+            named => named,
+        };
+        let named = named?;
+        self.store.put(&named).await.map_err(|e| unwritten(&e))?;
+        if named.is_unfinished() { self.finish(member).await } else { Ok(()) }
+    }
+
+    async fn name_once(&self, member: &MemberId, naming: &Naming) -> Result<Entry, Refusal> {
+        let make = |told, reply| Step::Name(Box::new((member.clone(), naming.clone())), told, reply);
         self.rounds(Some(Instant::now() + ATTACH_BOUND), make).await
     }
 
@@ -139,8 +176,16 @@ impl<K: Kernel, S: Store> Context<K, S> {
         self.store.put(&taken).await.map_err(|e| unwritten(&e))?;
         let member = taken.member.clone();
         self.step(|reply| Step::Take(Box::new(taken), ipv6, reply)).await?;
-        self.build(&member, Instant::now() + ATTACH_BOUND).await?;
-        self.ready(&member).await?;
+        self.finish(&member).await
+    }
+
+    /// Publishes a member that is in its container as soon as it is built.
+    ///
+    /// # Errors
+    /// It is gone, or cannot be built.
+    pub async fn finish(&self, member: &MemberId) -> Result<(), Refusal> {
+        self.build(member, Instant::now() + ATTACH_BOUND).await?;
+        self.ready(member).await?;
         Ok(())
     }
 

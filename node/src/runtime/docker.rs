@@ -8,6 +8,8 @@ mod ipam;
 mod labels;
 mod wire;
 
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -21,6 +23,7 @@ use axum::{Json, Router};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::api::{self, Served};
@@ -33,14 +36,14 @@ const MEDIA_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
 
 /// The plugin's listener; it ends when dropped.
 pub struct Plugin {
-    task: JoinHandle<()>,
+    tasks: [JoinHandle<()>; 2],
     /// The socket's file, where it does not outlive this process.
     file: Option<PathBuf>,
 }
 
 impl Drop for Plugin {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
         if let Some(file) = &self.file {
             let _ = std::fs::remove_file(file);
         }
@@ -51,11 +54,14 @@ impl Drop for Plugin {
 struct Desk<K, S> {
     served: Served<K, S>,
     engine: Engine,
+    /// Endpoints that were created and have not joined, and their addresses.
+    created: watch::Sender<BTreeMap<String, Ipv4Addr>>,
 }
 
 impl<K, S: Clone> Clone for Desk<K, S> {
     fn clone(&self) -> Self {
-        Desk { served: self.served.clone(), engine: self.engine.clone() }
+        let Desk { served, engine, created } = self;
+        Desk { served: served.clone(), engine: engine.clone(), created: created.clone() }
     }
 }
 
@@ -80,12 +86,12 @@ impl Plugin {
             Some(listener) => api::adopt(listener)?,
             None => Plugin::bind(socket)?,
         };
-        let desk = Desk { served, engine: Engine::new(engine) };
-        let routes = Router::new().route("/{method}", post(call::<K, S>)).with_state(desk);
-        let task = tokio::spawn(async move {
+        let desk = Desk { served, engine: Engine::new(engine), created: watch::Sender::default() };
+        let routes = Router::new().route("/{method}", post(call::<K, S>)).with_state(desk.clone());
+        let serving = tokio::spawn(async move {
             let _ = axum::serve(listener, routes).await;
         });
-        Ok(Plugin { task, file })
+        Ok(Plugin { tasks: [serving, tokio::spawn(desk.name_the_unnamed())], file })
     }
 
     fn bind(socket: &Path) -> anyhow::Result<tokio::net::UnixListener> {
@@ -113,15 +119,15 @@ async fn call<K: netplumb::Kernel, S: Store + Clone>(
             Ok(json!({ "Scope": "local", "ConnectivityScope": "global", "GwAllocChecker": true }))
         }
         "NetworkDriver.GwAllocCheck" => Ok(json!({ "SkipIPv4": true, "SkipIPv6": true })),
-        "NetworkDriver.CreateNetwork" => read(&body).and_then(|request| driver::create_network(&request)),
-        "NetworkDriver.CreateEndpoint" => read(&body).and_then(|request| driver::create_endpoint(&request)),
+        "NetworkDriver.CreateNetwork" => with(&body, |request| desk.create_network(request)).await,
+        "NetworkDriver.DeleteNetwork" => with(&body, |request| desk.delete_network(request)).await,
+        "NetworkDriver.CreateEndpoint" => read(&body).and_then(|request| desk.create_endpoint(request)),
         "NetworkDriver.Join" => with(&body, |request| desk.join(request)).await,
         "NetworkDriver.Leave" | "NetworkDriver.DeleteEndpoint" => {
             with(&body, |request| desk.leave(request)).await
         }
         "NetworkDriver.EndpointOperInfo" => Ok(json!({ "Value": {} })),
-        "NetworkDriver.DeleteNetwork"
-        | "NetworkDriver.DiscoverNew"
+        "NetworkDriver.DiscoverNew"
         | "NetworkDriver.DiscoverDelete"
         | "NetworkDriver.ProgramExternalConnectivity"
         | "NetworkDriver.RevokeExternalConnectivity" => nothing(),

@@ -23,6 +23,7 @@ struct Held {
     starts: Vec<u64>,
     entries: BTreeMap<MemberId, Entry>,
     networks: BTreeMap<NetworkId, NetworkRecord>,
+    docker: BTreeMap<String, NetworkId>,
     /// Whose store it is, and what it last saw: encoded when it is read, which is seldom.
     known: Option<(HostId, Arc<View>)>,
     /// Entries of which only a part was written.
@@ -62,10 +63,11 @@ impl MemoryStore {
     pub fn copy_from(&self, other: &MemoryStore) {
         let (generation, starts, known) =
             other.with(|held| (held.generation, held.starts.clone(), held.known.clone()));
-        let (entries, networks) = other.with(|held| (held.entries.clone(), held.networks.clone()));
+        let (entries, networks, docker) =
+            other.with(|held| (held.entries.clone(), held.networks.clone(), held.docker.clone()));
         self.with(|held| {
             (held.generation, held.starts, held.known) = (generation, starts, known);
-            (held.entries, held.networks) = (entries, networks);
+            (held.entries, held.networks, held.docker) = (entries, networks, docker);
         });
     }
 
@@ -131,6 +133,20 @@ impl Store for MemoryStore {
     async fn remove_network(&self, network: NetworkId) -> io::Result<()> {
         self.delay().await;
         self.write(|held| _ = held.networks.remove(&network))
+    }
+
+    async fn put_docker(&self, id: &str, network: NetworkId) -> io::Result<()> {
+        self.delay().await;
+        self.write(|held| _ = held.docker.insert(id.to_owned(), network))
+    }
+
+    fn docker(&self, id: &str) -> io::Result<Option<NetworkId>> {
+        Ok(self.with(|held| held.docker.get(id).copied()))
+    }
+
+    async fn remove_docker(&self, id: &str) -> io::Result<()> {
+        self.delay().await;
+        self.write(|held| _ = held.docker.remove(id))
     }
 
     fn set_generation(&self, generation: u64) -> io::Result<()> {

@@ -75,6 +75,35 @@ pub struct Listed {
     /// Its labels.
     #[serde(default)]
     pub labels: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    network_settings: Settings,
+}
+
+/// The networks of a listed container.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Settings {
+    #[serde(default)]
+    networks: Option<BTreeMap<String, End>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct End {
+    #[serde(rename = "EndpointID", default)]
+    endpoint: String,
+}
+
+impl Listed {
+    /// Whether it has that endpoint in one of its networks.
+    pub fn has_endpoint(&self, id: &str) -> bool {
+        self.network_settings.networks.iter().flatten().any(|(_, end)| end.endpoint == id)
+    }
+
+    /// Its name; a link of another container's has a second slash.
+    pub fn name(&self) -> &str {
+        let mut names = self.names.iter().map(|name| name.trim_start_matches('/'));
+        names.find(|name| !name.contains('/')).unwrap_or_default()
+    }
 }
 
 /// A container, looked at.
@@ -179,6 +208,14 @@ impl Engine {
         let whole = format!("/{name}");
         let found = listed.into_iter().find(|container| container.names.contains(&whole));
         found.ok_or_else(|| Refusal::new(RefusalKind::NotFound, format!("Docker has no container {name}")))
+    }
+
+    /// All containers as they are listed.
+    ///
+    /// # Errors
+    /// The engine does not answer.
+    pub async fn all(&self) -> Result<Vec<Listed>, Refusal> {
+        self.get("/containers/json?all=1", "its containers").await
     }
 
     /// A container by name or id. Never from within Join: it waits there for that very call.

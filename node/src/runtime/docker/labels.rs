@@ -2,30 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use gossip::id::{AppId, ProcessType};
-use gossip::port::Port;
-
-use crate::attach::{Refusal, RefusalKind};
+use crate::attach::{Naming, Refusal, RefusalKind};
 
 /// Compose's number of a container within its service.
 const COMPOSE_NUMBER: &str = "com.docker.compose.container-number";
-
-/// What a container shall be.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Wish {
-    pub(super) app: AppId,
-    pub(super) process: ProcessType,
-    pub(super) ordinal: Option<u32>,
-    /// Its user gave the number: no other will do.
-    pub(super) insists: bool,
-    pub(super) ports: Vec<Port>,
-}
 
 /// Reads the labels of the container called `name`.
 ///
 /// # Errors
 /// No app, or a label that cannot be read.
-pub(super) fn wish(name: &str, labels: &BTreeMap<String, String>) -> Result<Wish, Refusal> {
+pub(super) fn naming(name: &str, labels: &BTreeMap<String, String>) -> Result<Naming, Refusal> {
     let label = |key: &str| labels.get(&format!("warren.{key}")).map(String::as_str);
     let unread = |key: &str, error: &dyn std::fmt::Display| {
         Refusal::new(RefusalKind::Malformed, format!("label warren.{key} of container {name}: {error}"))
@@ -37,7 +23,8 @@ pub(super) fn wish(name: &str, labels: &BTreeMap<String, String>) -> Result<Wish
     let ordinal = label("ordinal").map(|n| n.parse().map_err(|e| unread("ordinal", &e))).transpose()?;
     let of_compose = || labels.get(COMPOSE_NUMBER).and_then(|n| n.parse().ok()).filter(|n| *n > 0);
     let ports = label("publish").unwrap_or_default().split(',').map(str::trim).filter(|p| !p.is_empty());
-    Ok(Wish {
+    Ok(Naming {
+        container: name.to_owned(),
         app: app.parse().map_err(|e| unread("app", &e))?,
         process: label("type").unwrap_or("web").parse().map_err(|e| unread("type", &e))?,
         ordinal: ordinal.or_else(of_compose),
@@ -52,8 +39,8 @@ mod tests {
 
     const APP: &str = "ap-a71da13f-7c70-4c00-a644-eee8558d8053";
 
-    fn of(labels: &[(&str, &str)]) -> Result<Wish, Refusal> {
-        wish("c", &labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+    fn of(labels: &[(&str, &str)]) -> Result<Naming, Refusal> {
+        naming("c", &labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What the engine asks and is answered, as libnetwork has it. Fields that nobody here needs are left out.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -8,6 +9,8 @@ use serde_json::Value;
 /// NetworkDriver.CreateNetwork.
 #[derive(Debug, Deserialize)]
 pub(super) struct CreateNetwork {
+    #[serde(rename = "NetworkID", default)]
+    pub(super) network: String,
     #[serde(rename = "Options", default)]
     pub(super) options: Option<BTreeMap<String, Value>>,
     #[serde(rename = "IPv4Data", default)]
@@ -21,9 +24,18 @@ pub(super) struct Pool {
     pub(super) address_space: String,
 }
 
+/// NetworkDriver.DeleteNetwork.
+#[derive(Debug, Deserialize)]
+pub(super) struct DeleteNetwork {
+    #[serde(rename = "NetworkID")]
+    pub(super) network: String,
+}
+
 /// NetworkDriver.CreateEndpoint.
 #[derive(Debug, Deserialize)]
 pub(super) struct CreateEndpoint {
+    #[serde(rename = "EndpointID", default)]
+    pub(super) endpoint: String,
     #[serde(rename = "Interface", default)]
     pub(super) interface: Option<Interface>,
 }
@@ -32,7 +44,14 @@ pub(super) struct CreateEndpoint {
 #[derive(Debug, Deserialize)]
 pub(super) struct Interface {
     #[serde(rename = "Address", default)]
-    pub(super) address: String,
+    address: String,
+}
+
+impl Interface {
+    /// Its address without the prefix.
+    pub(super) fn address(&self) -> Option<Ipv4Addr> {
+        self.address.split('/').next()?.parse().ok()
+    }
 }
 
 /// NetworkDriver.Join.
