@@ -10,6 +10,7 @@ use gossip::id::{HostId, Region};
 use serde::Deserialize;
 
 use crate::runtime::docker::engine;
+use crate::runtime::podman;
 
 /// Where the agent looks for its configuration when not told.
 pub const DEFAULT_PATH: &str = "/etc/warren/agent.toml";
@@ -42,6 +43,8 @@ pub struct Config {
     pub dns: Dns,
     /// How Docker finds this agent, and it Docker.
     pub docker: Docker,
+    /// Sockets of the engines whose labelled containers join.
+    pub watch: Vec<PathBuf>,
     /// Where `/metrics`, `/healthz`, `/readyz` and the status page are served.
     pub http: SocketAddr,
     /// Which WireGuard.
@@ -242,6 +245,7 @@ const KEYS: &[&str] = &[
     "dns.forward",
     "docker.plugin",
     "docker.socket",
+    "watch.sockets",
     "http.listen",
     "wireguard.backend",
     "unguarded",
@@ -256,13 +260,15 @@ fn key_of_variable(rest: &str) -> Option<&'static str> {
 fn set(table: &mut toml::Table, key: &str, text: &str) -> anyhow::Result<()> {
     let value = match text.parse::<toml::Value>() {
         Ok(value) => value,
-        Err(_) if key.ends_with("seeds") || key.ends_with("upstreams") => toml::Value::Array(
-            text.split(',')
-                .map(|s| s.trim().to_owned())
-                .filter(|s| !s.is_empty())
-                .map(toml::Value::String)
-                .collect(),
-        ),
+        Err(_) if ["seeds", "upstreams", "sockets"].iter().any(|list| key.ends_with(list)) => {
+            toml::Value::Array(
+                text.split(',')
+                    .map(|s| s.trim().to_owned())
+                    .filter(|s| !s.is_empty())
+                    .map(toml::Value::String)
+                    .collect(),
+            )
+        }
         Err(_) => toml::Value::String(text.to_owned()),
     };
     let mut place = table;
@@ -332,6 +338,8 @@ struct Written {
     #[serde(default)]
     docker: WrittenDocker,
     #[serde(default)]
+    watch: WrittenWatch,
+    #[serde(default)]
     http: WrittenHttp,
     #[serde(default)]
     wireguard: WrittenWireguard,
@@ -387,6 +395,12 @@ enum Upstream {
 struct WrittenDocker {
     plugin: Option<PathBuf>,
     socket: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenWatch {
+    sockets: Option<Vec<PathBuf>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -484,6 +498,8 @@ impl Written {
             plugin: Some(plugin).filter(|path| !path.as_os_str().is_empty()),
             socket: self.docker.socket.unwrap_or_else(|| engine::DEFAULT_SOCKET.into()),
         };
+        let watch = self.watch.sockets;
+        let watch = watch.unwrap_or_else(|| vec![docker.socket.clone(), podman::DEFAULT_SOCKET.into()]);
         Ok(Config {
             region: self.region,
             host,
@@ -498,6 +514,7 @@ impl Written {
             underlay,
             dns,
             docker,
+            watch,
             http: self.http.listen.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 9479))),
             backend: match self.wireguard.backend.unwrap_or(WrittenBackend::Auto) {
                 WrittenBackend::Auto => netplumb::Backend::Auto,
@@ -568,6 +585,7 @@ mod tests {
         assert_eq!(config.dns.listener().to_string(), "127.240.0.53:61053");
         assert_eq!(config.http.to_string(), "127.0.0.1:9479");
         assert_eq!(config.socket(), Path::new("/run/warren/warren.sock"));
+        assert_eq!(config.watch, [Path::new("/var/run/docker.sock"), Path::new("/run/podman/podman.sock")]);
         assert!(config.tls.ca.is_absolute(), "relative paths start at the file");
         assert_eq!(config.tls.cert, Path::new("/etc/x/host.pem"));
     }

@@ -4,8 +4,8 @@ use std::io;
 use std::path::Path;
 
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
@@ -37,6 +37,22 @@ pub enum Unanswered {
 /// # Errors
 /// See [`Unanswered`]. Nothing here bounds how long it takes.
 pub async fn ask(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<Reply, Unanswered> {
+    let response = open(socket, method, path, body).await?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    Ok(Reply { status, body })
+}
+
+/// Sends a request with a JSON body; what is answered may go on for ever.
+///
+/// # Errors
+/// See [`Unanswered`]. Nothing here bounds how long it takes.
+pub async fn open(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<Response<Incoming>, Unanswered> {
     let stream = UnixStream::connect(socket).await.map_err(Unanswered::Refused)?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
@@ -46,10 +62,7 @@ pub async fn ask(socket: &Path, method: Method, path: &str, body: Bytes) -> Resu
         .header("host", "warren")
         .header("content-type", "application/json")
         .body(Full::new(body))?;
-    let response = sender.send_request(request).await?;
-    let status = response.status();
-    let body = response.into_body().collect().await?.to_bytes();
-    Ok(Reply { status, body })
+    Ok(sender.send_request(request).await?)
 }
 
 /// A path segment with everything escaped that is not plain.

@@ -158,7 +158,8 @@ impl Host {
             "region = \"{REGION}\"\nhost = \"{name}\"\nstate_dir = \"{dir}/state\"\nrun_dir = \"{dir}/run\"\n\
              [gossip]\nlisten = \"{address}\"\nseeds = [{seeds}]\ninterval_ms = {interval}\n\
              [tls]\nca = \"{region}/ca.pem\"\ncert = \"{region}/{name}.pem\"\nkey = \"{region}/{name}.key\"\n\
-             [http]\nlisten = \"{HTTP}\"\n[docker]\nplugin = \"{dir}/run/docker.sock\"\n",
+             [http]\nlisten = \"{HTTP}\"\n[docker]\nplugin = \"{dir}/run/docker.sock\"\n\
+             [watch]\nsockets = []\n",
             interval = patience(INTERVAL).as_millis(),
             name = self.name,
             address = SocketAddr::new(self.address(), GOSSIP_PORT),

@@ -23,6 +23,7 @@ pub mod ids;
 pub mod lab;
 pub mod machine;
 pub mod netns;
+pub mod podman;
 pub mod process;
 pub mod pulse;
 pub mod sabotage;

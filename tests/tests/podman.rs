@@ -3,75 +3,22 @@
 #![allow(clippy::unwrap_used, reason = "a test that is surprised fails")]
 
 use std::fs;
-use std::path::PathBuf;
 
 use hickory_proto::rr::RecordType;
-use serde_json::{Value, json};
-use tests::docker::{IMAGE, image};
+use tests::docker::IMAGE;
 use tests::ids::{AP, AP2, PN, name};
+use tests::podman::Podman;
 use tests::traffic::{Echo, ask_tcp};
-use tests::{Host, Lab, Netns, Outcome, dns, eventually, process, seconds, want};
+use tests::{Lab, Outcome, dns, eventually, process, seconds, want};
 
 const PORT: u16 = 3000;
 
-/// Podman with everything it keeps in a host's directory.
-struct Podman {
-    netns: Netns,
-    dir: PathBuf,
-}
-
-impl Podman {
-    #[track_caller]
-    fn new(host: &Host) -> Podman {
-        process::need(&[("podman", "podman"), ("runc", "runc"), ("conmon", "conmon")]);
-        let podman = Podman { netns: host.netns().clone(), dir: host.dir().join("podman") };
-        fs::create_dir_all(podman.dir.join("hooks.d")).unwrap();
-        // Its defaults ask for rights that not every machine gives.
-        let limits = "[containers]\ndefault_ulimits=[\"nofile=1024:4096\",\"nproc=4096:4096\"]\n";
-        fs::write(podman.dir.join("containers.conf"), limits).unwrap();
-        let shipped = include_str!("../../node/dist/hooks.d/warren.json");
-        let mut hook: Value = serde_json::from_str(shipped).unwrap();
-        let socket = host.socket().display().to_string();
-        hook["hook"] = json!({ "path": process::warren(), "args": ["warren", "--socket", socket, "hook"] });
-        fs::write(podman.dir.join("hooks.d/warren.json"), hook.to_string()).unwrap();
-        let tar = image(&podman.dir).display().to_string();
-        podman.run(&["import", "-q", "--change", "ENV PATH=/bin", &tar, IMAGE]).ok();
-        podman
-    }
-
-    fn run(&self, args: &[&str]) -> Outcome {
-        let at = |name: &str| self.dir.join(name).display().to_string();
-        let mut command = self.netns.command("podman");
-        command.env("CONTAINERS_CONF", at("containers.conf"));
-        for (option, place) in
-            [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp"), ("--hooks-dir", "hooks.d")]
-        {
-            command.args([option, &at(place)]);
-        }
-        command.args(["--cgroup-manager=cgroupfs", "--runtime=runc", "--events-backend=file"]);
-        let output = command.args(args).output().unwrap();
-        Outcome::of(format!("podman {}", args.join(" ")), &output)
-    }
-
-    /// A container that joins and runs `command`.
-    fn start(&self, container: &str, app: &str, more: &[&str], command: &[&str]) -> Outcome {
-        let (network, app) = (format!("warren.network={PN}"), format!("warren.app={app}"));
-        let args = ["run", "--name", container, "--network", "none"];
-        let annotations = ["--annotation", &network, "--annotation", &app];
-        self.run(&[&args[..], &annotations, more, &[IMAGE], command].concat())
-    }
-
-    #[track_caller]
-    fn netns(&self, container: &str) -> Netns {
-        let found = self.run(&["container", "inspect", "--format", "json", container]).json();
-        Netns::at(format!("/proc/{}/ns/net", found[0]["State"]["Pid"]))
-    }
-}
-
-impl Drop for Podman {
-    fn drop(&mut self) {
-        self.run(&["rm", "-af", "-t", "0"]);
-    }
+/// A container that joins and runs `command`.
+fn start(podman: &Podman, container: &str, app: &str, more: &[&str], command: &[&str]) -> Outcome {
+    let (network, app) = (format!("warren.network={PN}"), format!("warren.app={app}"));
+    let args = ["run", "--name", container, "--network", "none"];
+    let annotations = ["--annotation", &network, "--annotation", &app];
+    podman.run(&[&args[..], &annotations, more, &[IMAGE], command].concat())
 }
 
 #[test]
@@ -80,12 +27,13 @@ fn containers_join_before_their_first_process() {
     let hosts = lab.region(&["a", "b"]);
     let podmans: Vec<Podman> = hosts.iter().map(Podman::new).collect();
     let [a, b] = &podmans[..] else { unreachable!() };
-    b.start("back", AP2, &["-d", "--annotation", "warren.type=worker"], &["sleep", "100000"]).ok();
+    start(b, "back", AP2, &["-d", "--annotation", "warren.type=worker"], &["sleep", "100000"]).ok();
     let _echo = Echo::serve(&b.netns("back"), "back", PORT);
     let full_name = name(&format!("1.worker.{AP2}"), PN);
 
     // The very first process finds the interface, the guard's route, and the name.
-    let once = a.start(
+    let once = start(
+        a,
         "front",
         AP,
         &["--rm"],
@@ -95,18 +43,18 @@ fn containers_join_before_their_first_process() {
     assert!(said.contains("10.240.") && said.contains("unreachable"), "{said}");
     assert!(said.contains(&format!("Name:\t{full_name}")), "{said}");
 
-    a.start("stays", AP, &["-d"], &["sleep", "100000"]).ok();
+    start(a, "stays", AP, &["-d"], &["sleep", "100000"]).ok();
     let netns = a.netns("stays");
     let answer = netns.enter(|| dns::lookup(&full_name, RecordType::A, seconds(2))).unwrap();
     let echoed = netns.enter(|| ask_tcp((answer.addresses[0], PORT).into(), b"ping")).unwrap();
     assert_eq!(echoed, "back");
 
     // Who cannot be attached does not start, and its user is told why.
-    let refused = a.start("wrong", "shop", &["--rm"], &["sleep", "1"]);
+    let refused = start(a, "wrong", "shop", &["--rm"], &["sleep", "1"]);
     assert_ne!(refused.code, 0);
     assert!(refused.stderr.contains("warren.app"), "{}", refused.stderr);
     hosts[0].stop_agent();
-    let refused = a.start("early", AP, &["--rm"], &["sleep", "1"]);
+    let refused = start(a, "early", AP, &["--rm"], &["sleep", "1"]);
     assert!(refused.code != 0 && refused.stderr.contains("no agent"), "{}", refused.stderr);
     hosts[0].start_agent();
     hosts[0].wait_ready();
@@ -123,9 +71,9 @@ fn a_container_that_runs_already_is_attached_by_name() {
     let podman = Podman::new(&hosts[0]);
     podman.run(&["run", "-d", "--name", "one", "--network", "none", IMAGE, "sleep", "100000"]).ok();
     // The command finds this laboratory's containers only when told where they are kept.
-    let bin = podman.dir.join("bin");
+    let bin = podman.dir().join("bin");
     fs::create_dir_all(&bin).unwrap();
-    let at = |name: &str| podman.dir.join(name).display().to_string();
+    let at = |name: &str| podman.dir().join(name).display().to_string();
     let script = format!(
         "#!/bin/sh\nexec /usr/bin/podman --root {} --runroot {} --tmpdir {} --cgroup-manager=cgroupfs \"$@\"\n",
         at("root"),

@@ -21,6 +21,7 @@ use crate::attach::Context;
 use crate::config::Config;
 use crate::names::Kept;
 use crate::runtime::docker::Plugin;
+use crate::runtime::watch::Watchers;
 use crate::store::{DirStore, Store};
 
 #[derive(Debug, clap::Args)]
@@ -137,6 +138,7 @@ async fn serve(
             .inspect_err(|error| tracing::error!("containers of Docker cannot join by themselves: {error:#}"))
             .ok()
     });
+    let watchers = Watchers::start(&served, &config.watch);
     let socket = inherited.listener(&config.socket());
     let lasting = socket.is_some();
     let api = Api::serve(served, socket).await?;
@@ -149,7 +151,7 @@ async fn serve(
     }
     tracing::info!("stopping");
     service::stopping();
-    drop((api, plugin));
+    drop((api, plugin, watchers));
     agent.stop().await;
     if !lasting {
         let _ = std::fs::remove_file(config.socket());

@@ -5,7 +5,7 @@
 mod driver;
 pub mod engine;
 mod ipam;
-mod labels;
+pub(super) mod labels;
 mod wire;
 
 use std::collections::BTreeMap;

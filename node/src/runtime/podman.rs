@@ -5,6 +5,9 @@ use std::process::Command;
 use super::docker::engine::Container;
 use crate::attach::{Refusal, RefusalKind};
 
+/// Where Podman's API is served, if `podman.socket` is started.
+pub const DEFAULT_SOCKET: &str = "/run/podman/podman.sock";
+
 /// A container by name or id, as Docker would describe it.
 ///
 /// # Errors

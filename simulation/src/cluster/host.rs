@@ -387,6 +387,7 @@ pub(super) fn config(
         underlay: Underlay { address: address.ip(), vxlan_port: 4789 },
         dns: Dns { forward: false, ..Dns::default() },
         docker: Docker { plugin: None, socket: "/nowhere".into() },
+        watch: Vec::new(),
         http: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         backend: netplumb::Backend::Auto,
         unguarded: false,

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::body::Bytes;
+use http_body_util::BodyExt as _;
+use hyper::body::{Bytes, Incoming};
 use hyper::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -119,6 +120,18 @@ pub struct Container {
     /// How it was started.
     #[serde(default)]
     pub host_config: HostConfig,
+    /// What it was made of.
+    #[serde(default)]
+    pub config: ContainerConfig,
+}
+
+/// What a container was made of.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct ContainerConfig {
+    /// Its labels.
+    #[serde(default)]
+    pub labels: Option<BTreeMap<String, String>>,
 }
 
 /// Whether a container runs.
@@ -226,6 +239,44 @@ impl Engine {
         self.get(&format!("/containers/{}/json", segment(name)), &format!("container {name}")).await
     }
 
+    /// The ids of the running containers that have a label.
+    ///
+    /// # Errors
+    /// The engine does not answer.
+    pub async fn running_with(&self, label: &str) -> Result<Vec<String>, Refusal> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Row {
+            id: String,
+        }
+        let filters = json!({ "label": [label], "status": ["running"] }).to_string();
+        let path = format!("/containers/json?filters={}", segment(&filters));
+        let rows: Vec<Row> = self.get(&path, "its containers").await?;
+        Ok(rows.into_iter().map(|row| row.id).collect())
+    }
+
+    /// The containers that are started from now on, and those since then, in seconds since 1970.
+    ///
+    /// # Errors
+    /// The engine does not answer.
+    pub async fn starts(&self, since: u64) -> Result<Starts, Refusal> {
+        let filters = json!({ "type": ["container"], "event": ["start"] }).to_string();
+        let path = format!("/events?since={since}&filters={}", segment(&filters));
+        let asked = http::open(&self.socket, Method::GET, &path, Bytes::new());
+        // An engine may answer only with its first event.
+        let response = asked.await.map_err(|error| self.absent(&error))?;
+        if !response.status().is_success() {
+            let detail = format!("Docker refused its events: {}", response.status());
+            return Err(Refusal::new(RefusalKind::Failed, detail));
+        }
+        Ok(Starts { body: response.into_body(), read: Vec::new() })
+    }
+
+    fn absent(&self, error: &http::Unanswered) -> Refusal {
+        let detail = format!("no Docker at {}: {error}", self.socket.display());
+        Refusal::new(RefusalKind::Failed, detail).hint("start it, or set `docker.socket` (DOCKER_HOST)")
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str, what: &str) -> Result<T, Refusal> {
         let body = self.send(Method::GET, path, &(), what).await?;
         serde_json::from_slice(&body).map_err(|error| {
@@ -248,10 +299,7 @@ impl Engine {
             let detail = format!("Docker does not answer for {what} within {} s", BOUND.as_secs());
             return Err(Refusal::new(RefusalKind::Timeout, detail));
         };
-        let Reply { status, body } = answer.map_err(|error| {
-            let detail = format!("no Docker at {}: {error}", self.socket.display());
-            Refusal::new(RefusalKind::Failed, detail).hint("start it, or set `docker.socket` (DOCKER_HOST)")
-        })?;
+        let Reply { status, body } = answer.map_err(|error| self.absent(&error))?;
         if status.is_success() {
             return Ok(body);
         }
@@ -261,6 +309,33 @@ impl Engine {
             _ => RefusalKind::Failed,
         };
         Err(Refusal::new(kind, format!("Docker refused {what}: {}", message(&body))))
+    }
+}
+
+/// An engine's word on which containers it has started.
+pub struct Starts {
+    body: Incoming,
+    /// What has come of the next line.
+    read: Vec<u8>,
+}
+
+impl Starts {
+    /// The id of the next one; none when the engine has ended. May be dropped while it waits.
+    pub async fn next(&mut self) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Event {
+            id: String,
+        }
+        loop {
+            while let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.read.drain(..=end).collect();
+                if let Ok(event) = serde_json::from_slice::<Event>(&line) {
+                    return Some(event.id);
+                }
+            }
+            let frame = self.body.frame().await?.ok()?;
+            self.read.extend(frame.data_ref().map_or(&[][..], |data| data));
+        }
     }
 }
 

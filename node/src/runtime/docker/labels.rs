@@ -11,7 +11,7 @@ const COMPOSE_NUMBER: &str = "com.docker.compose.container-number";
 ///
 /// # Errors
 /// No app, or a label that cannot be read.
-pub(super) fn naming(name: &str, labels: &BTreeMap<String, String>) -> Result<Naming, Refusal> {
+pub(in crate::runtime) fn naming(name: &str, labels: &BTreeMap<String, String>) -> Result<Naming, Refusal> {
     let label = |key: &str| labels.get(&format!("warren.{key}")).map(String::as_str);
     let unread = |key: &str, error: &dyn std::fmt::Display| {
         Refusal::new(RefusalKind::Malformed, format!("label warren.{key} of container {name}: {error}"))
