@@ -14,9 +14,10 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::cli::Outcome;
+use crate::cli::{Attached, Outcome};
 use crate::container::Container;
 use crate::http::{self, Answer};
+use crate::ids::{AP, PN};
 use crate::lab::{REGION, Site, warren};
 use crate::netns::Netns;
 use crate::process;
@@ -122,6 +123,14 @@ impl Host {
         let mut agent = lock(&self.agent);
         assert!(agent.is_none(), "the agent of {} runs already", self.name);
         *agent = Some(self.spawn_agent(self.netns.command(&process::warren().display().to_string())));
+    }
+
+    /// Starts the agent once more, as if it had not been started a moment ago: starts are counted, and many would
+    /// delay its join. Waits until it is ready.
+    pub fn restart_agent(&self) {
+        let _ = fs::remove_file(self.dir().join("state/starts"));
+        self.start_agent();
+        self.wait_ready();
     }
 
     /// Runs an agent that is expected to end by itself within 20 s: its outcome.
@@ -295,6 +304,13 @@ impl Host {
         lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
+    /// Since its start, the agent has found its kernel as it should be.
+    #[track_caller]
+    pub fn assert_nothing_written(&self) {
+        let written = self.metric("warren_reconcile_ops_total", &["outcome=\"done\""]);
+        assert_eq!(written, 0.0, "{}: something was written", self.name());
+    }
+
     /// The agent's log so far, over all starts.
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()
@@ -309,6 +325,14 @@ impl Host {
         let container = self.bare_container(name);
         self.plug(&container);
         container
+    }
+
+    /// A container `c-<host>`, a member of [`PN`] as `web` of [`AP`].
+    #[track_caller]
+    pub fn web(&self) -> (Container, Attached) {
+        let container = self.container(&format!("c-{}", self.name()));
+        let attached = container.join(PN, AP, "web");
+        (container, attached)
     }
 
     /// A container with nothing but a `lo` that is down.

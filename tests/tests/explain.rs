@@ -19,12 +19,7 @@ impl Scene {
     fn new(lab: &str) -> Scene {
         let lab = Lab::new(lab);
         let hosts = lab.region(&["a", "b"]);
-        let join = |host: &Host| {
-            let container = host.container(&format!("c-{}", host.name()));
-            let attached = container.join(PN, AP, "web");
-            (container, attached)
-        };
-        let webs: Vec<_> = hosts.iter().map(join).collect();
+        let webs: Vec<_> = hosts.iter().map(Host::web).collect();
         let scene = Scene { webs, hosts, lab };
         scene.is_whole();
         scene

@@ -36,12 +36,7 @@ impl Scene {
             host.set("wireguard.backend", backend);
         }
         tests::lab::start(&hosts);
-        let join = |host: &Host| {
-            let container = host.container(&format!("c-{}", host.name()));
-            let attached = container.join(PN, AP, "web");
-            (container, attached)
-        };
-        let webs: Vec<_> = hosts.iter().map(join).collect();
+        let webs: Vec<_> = hosts.iter().map(Host::web).collect();
         let echoes = webs.iter().map(|(container, _)| container.echo(PORT)).collect();
         let scene = Scene { _echoes: echoes, webs, hosts, lab };
         scene.both_reach();
@@ -83,13 +78,6 @@ impl Scene {
 
     fn endpoint(&self) -> String {
         format!("{}:51820", self.webs[1].1.address)
-    }
-
-    fn restart_agent(&self) {
-        // Starts are counted, and their number would delay the next join: not what is asked here.
-        let _ = std::fs::remove_file(self.hosts[0].dir().join("state/starts"));
-        self.hosts[0].start_agent();
-        self.hosts[0].wait_ready();
     }
 
     #[track_caller]
@@ -176,12 +164,8 @@ fn agent_and_engine_may_both_die() {
             host.kill_engine();
         }
         tests::wait::pause(Duration::from_millis(300));
-        scene.restart_agent();
-        assert_eq!(
-            host.metric("warren_reconcile_ops_total", &["outcome=\"done\""]),
-            0.0,
-            "nothing is written"
-        );
+        scene.hosts[0].restart_agent();
+        host.assert_nothing_written();
     }
     for beat in pulses.map(Pulse::stop) {
         carried_on(beat);
@@ -223,7 +207,7 @@ fn a_host_that_lost_its_state_and_its_engine_asks_the_kernel() {
     host.kill_agent();
     host.kill_engine();
     std::fs::remove_dir_all(host.dir().join("state")).unwrap();
-    scene.restart_agent();
+    scene.hosts[0].restart_agent();
     eventually(seconds(10), "it is a member as before", || {
         let found = container.addresses(&lost.names[0]);
         want(found == [IpAddr::from(lost.address)], found)
@@ -246,7 +230,7 @@ fn a_host_goes_from_one_backend_to_the_other_and_back() {
     for (backend, kind) in [("kernel", "wireguard"), ("userspace", "tun")] {
         assert_eq!(host.stop_agent(), 0);
         host.set("wireguard.backend", backend);
-        scene.restart_agent();
+        scene.hosts[0].restart_agent();
         eventually(seconds(10), "the interface is of the other kind", || {
             // For a moment there is none.
             let link = scene.webs[0].0.netns().try_run("ip -d link show wg0").stdout;
@@ -270,7 +254,7 @@ fn a_reset_leaves_no_trace_of_kernel_interfaces() {
     let left: Vec<String> =
         scene.lab.left().into_iter().filter(|w| !w.contains("/b/") && !w.starts_with("b ")).collect();
     assert!(left.is_empty(), "{left:?}");
-    scene.restart_agent();
+    scene.hosts[0].restart_agent();
     let again = scene.webs[0].0.join(PN, AP, "web");
     // The first packet is the other's: whose greeting was lost would wait for WireGuard's retry, 5 s.
     let (_, took) = timed(|| {

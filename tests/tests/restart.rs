@@ -18,12 +18,7 @@ const LOOKUPS_MIN: usize = 25;
 
 /// A container on each host: `web` members of one app.
 fn webs(hosts: &[Host]) -> Vec<(Container, Attached)> {
-    let join = |host: &Host| {
-        let container = host.container(&format!("c-{}", host.name()));
-        let attached = container.join(PN, AP, "web");
-        (container, attached)
-    };
-    let webs: Vec<_> = hosts.iter().map(join).collect();
+    let webs: Vec<_> = hosts.iter().map(Host::web).collect();
     let all = name(AP, PN);
     for (container, _) in &webs {
         eventually(seconds(5), "all are in the names", || {

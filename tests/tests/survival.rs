@@ -27,12 +27,7 @@ impl Scene {
     fn new(lab: &str) -> Scene {
         let lab = Lab::new(lab);
         let hosts = lab.region(&["a", "b"]);
-        let join = |host: &Host| {
-            let container = host.container(&format!("c-{}", host.name()));
-            let attached = container.join(PN, AP, "web");
-            (container, attached)
-        };
-        let webs: Vec<_> = hosts.iter().map(join).collect();
+        let webs: Vec<_> = hosts.iter().map(Host::web).collect();
         for (container, _) in &webs {
             eventually(seconds(5), "all are in the names", || {
                 let found = container.addresses(&name(AP, PN));
@@ -68,13 +63,6 @@ impl Scene {
     fn link(&self) -> String {
         let show = |what: &str| self.webs[0].0.netns().run(&format!("ip -o {what}"));
         show("link show wg0") + &show("address show dev wg0") + &show("route show table all dev wg0")
-    }
-
-    fn restart_agent(&self) {
-        // Starts are counted, and their number would delay the next join: not what is asked here.
-        let _ = std::fs::remove_file(self.hosts[0].dir().join("state/starts"));
-        self.hosts[0].start_agent();
-        self.hosts[0].wait_ready();
     }
 }
 
@@ -112,12 +100,8 @@ fn an_agent_that_is_killed_or_stopped_is_not_noticed() {
             host.kill_agent();
         }
         tests::wait::pause(Duration::from_millis(300));
-        scene.restart_agent();
-        assert_eq!(
-            host.metric("warren_reconcile_ops_total", &["outcome=\"done\""]),
-            0.0,
-            "nothing is written"
-        );
+        scene.hosts[0].restart_agent();
+        host.assert_nothing_written();
     }
     let lookups = nothing_failed(poll, &scene.webs);
     assert!(lookups >= 50, "only {lookups} lookups were made");
@@ -163,7 +147,7 @@ fn an_engine_that_is_killed_is_replaced_at_once() {
     let poll = Poll::dense(scene.webs[0].0.netns(), &name(AP, PN));
     tests::wait::pause(Duration::from_millis(300));
     host.kill_agent();
-    scene.restart_agent();
+    scene.hosts[0].restart_agent();
     nothing_failed(poll, &scene.webs);
     nothing_lost(pulse.stop());
 }
@@ -183,7 +167,7 @@ fn both_at_once_fail_closed_and_are_rebuilt() {
         Some(libc::EHOSTUNREACH),
         "nothing leaves by another interface: {error}"
     );
-    scene.restart_agent();
+    scene.hosts[0].restart_agent();
     scene.reaches(0);
     scene.reaches(1);
     eventually(seconds(10), "names are served again", || {
@@ -203,7 +187,7 @@ fn a_container_that_went_unseen_is_let_go_by_both_processes() {
     scene.webs[0].0.destroy();
     tests::wait::pause(Duration::from_millis(500));
     assert!(there(), "the engine holds its DNS sockets, in case the container lives on");
-    scene.restart_agent();
+    scene.hosts[0].restart_agent();
     eventually(seconds(10), "the namespace is gone, with its end of eth0", || want(!there(), "it is there"));
     let status = host.warren(&["status", "-o", "json"]).json();
     assert_eq!((&status["engine"]["interfaces"], &status["engine"]["listeners"]), (&0.into(), &0.into()));
@@ -231,7 +215,7 @@ fn a_reset_leaves_no_trace_and_no_engine() {
     assert!(left.is_empty(), "{left:?}");
     assert!(!host.dir().join("run").exists());
 
-    scene.restart_agent();
+    scene.hosts[0].restart_agent();
     let again = scene.webs[0].0.join(PN, AP, "web");
     assert_eq!(scene.webs[1].0.ask_tcp(again.address, PORT).unwrap(), scene.webs[0].0.name());
 }

@@ -19,12 +19,7 @@ const HEADERS6: usize = 48;
 
 /// A member on each host.
 fn join(hosts: &[Host]) -> Vec<(Container, Attached)> {
-    let join = |host: &Host| {
-        let container = host.container(&format!("c-{}", host.name()));
-        let attached = container.join(PN, AP, "web");
-        (container, attached)
-    };
-    hosts.iter().map(join).collect()
+    hosts.iter().map(Host::web).collect()
 }
 
 /// Everybody reaches everybody by name, with what fits and not with a byte more.
