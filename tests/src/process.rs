@@ -82,6 +82,16 @@ pub fn warren() -> PathBuf {
     })
 }
 
+/// Says loudly that a test was left out, here and in the list that `make test` ends with.
+pub fn left_out(test: &str, why: &str) {
+    let line = format!("{test}: {why}\n");
+    eprint!("LEFT OUT {line}");
+    let list = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/left-out");
+    let list = std::fs::File::options().create(true).append(true).open(list);
+    let written = list.and_then(|mut list| std::io::Write::write_all(&mut list, line.as_bytes()));
+    written.expect("the list of what was left out can be written");
+}
+
 /// Panics with the Debian package to install when a tool is missing.
 pub fn need(tools: &[(&str, &str)]) {
     let path = std::env::var_os("PATH").unwrap_or_default();
