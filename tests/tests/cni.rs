@@ -103,6 +103,49 @@ fn chained_it_adds_an_interface_and_gc_takes_away_what_no_runtime_knows() {
     assert!(!ok && said["code"] == 11, "the runtime tries again: {said}");
 }
 
+/// Nomad was not run: no registry has it. These are its arguments (client/allocrunner/networking_cni.go), and a group of
+/// two whose first allocation is replaced.
+#[test]
+fn nomads_job_group_and_index_are_app_type_and_number() {
+    let lab = Lab::new("cni-nomad");
+    let hosts = lab.region(&["a"]);
+    let host = &hosts[0];
+    let mut config = config(host, "1.0.0");
+    config.as_object_mut().unwrap().remove("app");
+    let add = |container: &Container, index: u32| {
+        let path = container.netns().path().display().to_string();
+        let arguments = format!(
+            "NOMAD_GROUP_NAME=worker;IgnoreUnknown=true;NOMAD_REGION=global;NOMAD_JOB_ID={AP};NOMAD_NAMESPACE=default;\
+             NOMAD_ALLOC_ID={};NOMAD_ALLOC_INDEX={index}",
+            container.name()
+        );
+        let of = [
+            ("CNI_CONTAINERID", container.name()),
+            ("CNI_NETNS", &path),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_ARGS", &arguments),
+        ];
+        let (ok, said) = call("ADD", &config, &of);
+        assert!(ok, "{said}");
+        let members = host.members();
+        let member = members.iter().find(|m| m["container"] == format!("cni-{}", container.name()));
+        let member = member.unwrap_or_else(|| panic!("{members:?}"));
+        assert_eq!((&member["app"], &member["type"]), (&json!(AP), &json!("worker")));
+        member["ordinal"].clone()
+    };
+    let [second, first, next] =
+        ["7cd08c6c-second", "7cd08c6c-first", "7cd08c6c-next"].map(|name| host.bare_container(name));
+    assert_eq!(add(&second, 1), 2);
+    assert_eq!(add(&first, 0), 1);
+    assert_eq!(add(&next, 0), 3, "the one that it replaces is still there");
+    for container in [&first, &second, &next] {
+        // Without CNI_ARGS, as Nomad does.
+        let path = container.netns().path().display().to_string();
+        assert_eq!(call("DEL", &config, &of(container, &path)), (true, Value::Null));
+    }
+    lab.assert_clean();
+}
+
 /// A container of containerd's, started by `ctr run --cni` in a view of the file system of its own: that reads
 /// `/etc/cni` and `/opt/cni` alone.
 struct Ctr<'a> {

@@ -131,6 +131,17 @@ fn config(text: &str, environment: &BTreeMap<String, String>) -> Result<Config, 
     Ok(config)
 }
 
+/// What a container shall be.
+#[derive(Debug, PartialEq)]
+struct Wish {
+    app: AppId,
+    process: ProcessType,
+    /// The number it must have.
+    ordinal: Option<u32>,
+    /// The number it has if that is free.
+    index: Option<u32>,
+}
+
 struct Call {
     environment: BTreeMap<String, String>,
     config: Config,
@@ -159,6 +170,34 @@ impl Call {
     }
 
     fn add(&self) -> Result<Value, Fault> {
+        let wish = self.wish()?;
+        let chained = self.config.prev_result.is_some();
+        let alone = (!chained).then(|| self.variable("CNI_IFNAME").map(str::to_owned)).transpose()?;
+        let request = Request {
+            app: wish.app,
+            process: wish.process,
+            ordinal: wish.ordinal.or(wish.index),
+            ifname: alone.or_else(|| self.config.ifname.clone()),
+            address: None,
+            ports: Vec::new(),
+            forward: None,
+            netns: Netns::Path(self.variable("CNI_NETNS")?.into()),
+            wait_ms: None,
+        };
+        let (client, member) = (self.client(), self.member()?);
+        let attached: Result<Attached, Failure> = client.put(&member, &request);
+        let attached = match attached {
+            // The one that is replaced may still have the number.
+            Err(Failure { code: 6, .. }) if wish.ordinal.is_none() && wish.index.is_some() => {
+                client.put(&member, &Request { ordinal: None, ..request })?
+            }
+            attached => attached?,
+        };
+        Ok(self.result(&attached))
+    }
+
+    /// What the container is: its annotations before CNI_ARGS before Nomad's, and before the configuration's.
+    fn wish(&self) -> Result<Wish, Fault> {
         let arguments = self.arguments();
         let said = |key: &str| {
             let annotation = self.config.runtime_config.annotations.get(&format!("warren.{key}"));
@@ -174,27 +213,19 @@ impl Call {
             Fault::new(
                 BAD_CONFIG,
                 "which app the container runs is not said: set \"app\" in the configuration, \
-                                    WARREN_APP in CNI_ARGS or the annotation warren.app",
+                 WARREN_APP in CNI_ARGS or the annotation warren.app, or call Nomad's job ap-<uuid>",
             )
         })?;
         let process = said("type").or_else(|| arguments.get("NOMAD_GROUP_NAME").cloned());
         let process = process.map(|text| text.parse().map_err(|e| bad("type", &e))).transpose()?;
-        let ordinal = said("ordinal").map(|text| text.parse().map_err(|e| bad("ordinal", &e))).transpose()?;
-        let chained = self.config.prev_result.is_some();
-        let alone = (!chained).then(|| self.variable("CNI_IFNAME").map(str::to_owned)).transpose()?;
-        let request = Request {
+        // Nomad counts from nought.
+        let index: Option<u32> = arguments.get("NOMAD_ALLOC_INDEX").and_then(|index| index.parse().ok());
+        Ok(Wish {
             app,
             process: process.or_else(|| self.config.process.clone()).unwrap_or_else(crate::attach::web),
-            ordinal,
-            ifname: alone.or_else(|| self.config.ifname.clone()),
-            address: None,
-            ports: Vec::new(),
-            forward: None,
-            netns: Netns::Path(self.variable("CNI_NETNS")?.into()),
-            wait_ms: None,
-        };
-        let attached: Attached = self.client().put(&self.member()?, &request)?;
-        Ok(self.result(&attached))
+            ordinal: said("ordinal").map(|text| text.parse().map_err(|e| bad("ordinal", &e))).transpose()?,
+            index: index.and_then(|index| index.checked_add(1)),
+        })
     }
 
     /// What the next plugin or the runtime is told.
@@ -335,6 +366,30 @@ mod tests {
         assert_eq!((&result["ips"], &result["routes"]), (&before["ips"], &before["routes"]));
         assert_eq!(result["interfaces"][0], before["interfaces"][0]);
         assert_eq!(result["interfaces"][1]["name"], "wg0");
+    }
+
+    #[test]
+    fn job_group_and_index_of_nomads_say_what_a_container_is() {
+        const AP: &str = "ap-a71da13f-7c70-4c00-a644-eee8558d8053";
+        let of = |config: &str, more: &str| {
+            let arguments = format!(
+                "IgnoreUnknown=true;NOMAD_ALLOC_ID=7cd08c6c-86c8-0bfa-f7ca-338466447711;NOMAD_GROUP_NAME=worker;\
+                 NOMAD_JOB_ID={AP};NOMAD_NAMESPACE=default;NOMAD_REGION=global{more}"
+            );
+            call(config, &[("CNI_ARGS", &arguments)]).wish()
+        };
+        let (app, worker) = (AP.parse().unwrap(), "worker".parse::<ProcessType>().unwrap());
+        let expected = Wish { app, process: worker.clone(), ordinal: None, index: None };
+        assert_eq!(of("{}", "").unwrap(), expected);
+        assert_eq!(of("{}", ";NOMAD_ALLOC_INDEX=0").unwrap(), Wish { index: Some(1), ..expected });
+        let other = "ap-5c1ad8a5-5d2c-4ab2-8a0d-7f2f0f5e9f10";
+        let said = of("{}", &format!(";WARREN_APP={other};WARREN_TYPE=web;WARREN_ORDINAL=7")).unwrap();
+        assert_eq!(
+            (said.app.to_string().as_str(), said.process.as_str(), said.ordinal),
+            (other, "web", Some(7))
+        );
+        let configured = of(&format!(r#"{{"app":"{other}","processType":"web"}}"#), "").unwrap();
+        assert_eq!((configured.app.to_string().as_str(), configured.process), (other, worker));
     }
 
     #[test]
