@@ -27,7 +27,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 pub use client::Failure;
 
-use crate::runtime::{cni, hook};
+use crate::runtime::{cni, hook, netavark};
 
 /// Private networks for containers, without a controller.
 #[derive(Debug, Parser)]
@@ -114,6 +114,9 @@ enum Verb {
 pub fn main() -> ExitCode {
     if cni::is_asked() {
         return cni::run(&output::Output::new(output::Format::Json));
+    }
+    if netavark::is_asked() {
+        return netavark::run(&output::Output::new(output::Format::Json));
     }
     run_with(std::env::args_os())
 }

@@ -3,5 +3,6 @@
 pub mod cni;
 pub mod docker;
 pub mod hook;
+pub mod netavark;
 pub mod podman;
 pub mod watch;

@@ -1,6 +1,7 @@
 //! Podman with everything it keeps in a host's own directory.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -18,6 +19,7 @@ use crate::wait::{eventually, seconds, want};
 pub struct Podman {
     netns: Netns,
     dir: PathBuf,
+    agent: PathBuf,
 }
 
 /// Podman's API, served until it is dropped.
@@ -35,7 +37,8 @@ impl Podman {
     #[track_caller]
     pub fn new(host: &Host) -> Podman {
         process::need(&[("podman", "podman"), ("runc", "runc"), ("conmon", "conmon")]);
-        let podman = Podman { netns: host.netns().clone(), dir: host.dir().join("podman") };
+        let podman =
+            Podman { netns: host.netns().clone(), dir: host.dir().join("podman"), agent: host.socket() };
         podman.lay_out(host).unwrap_or_else(|e| panic!("{}: {e}", podman.dir.display()));
         let tar = image(&podman.dir).display().to_string();
         podman.run(&["import", "-q", "--change", "ENV PATH=/bin", &tar, IMAGE]).ok();
@@ -46,11 +49,32 @@ impl Podman {
         fs::create_dir_all(self.dir.join("hooks.d"))?;
         // Its defaults ask for rights that not every machine gives.
         let limits = "[containers]\ndefault_ulimits=[\"nofile=1024:4096\",\"nproc=4096:4096\"]\n";
-        fs::write(self.dir.join("containers.conf"), limits)?;
+        let plugins = self.dir.join("netavark");
+        let network = format!("[network]\nnetavark_plugin_dirs=[\"{}\"]\n", plugins.display());
+        fs::write(self.dir.join("containers.conf"), format!("{limits}{network}"))?;
+        fs::create_dir_all(&plugins)?;
+        symlink(process::warren(), plugins.join("warren"))?;
         let mut hook: Value = serde_json::from_str(include_str!("../../node/dist/hooks.d/warren.json"))?;
         let socket = host.socket().display().to_string();
         hook["hook"] = json!({ "path": process::warren(), "args": ["warren", "--socket", socket, "hook"] });
         fs::write(self.dir.join("hooks.d/warren.json"), hook.to_string())
+    }
+
+    /// Whether its networks may be of plugins, which came with netavark 1.6; why not, otherwise.
+    ///
+    /// # Errors
+    /// What it has instead.
+    pub fn has_plugins(&self) -> Result<(), String> {
+        let backend = &self.run(&["info", "--format", "json"]).json()["host"]["networkBackendInfo"];
+        let version = backend["version"].as_str().unwrap_or_default();
+        let version = version.trim_start_matches("netavark ").to_owned();
+        let mut parts = version.split('.').map_while(|part| part.parse::<u32>().ok());
+        let found = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+        if found >= (1, 6) {
+            return Ok(());
+        }
+        let podman = self.run(&["--version"]).stdout;
+        Err(format!("{} has no network plugins: they need netavark 1.6 (Debian 13)", podman.trim()))
     }
 
     /// Its directory.
@@ -81,10 +105,14 @@ impl Podman {
     fn command(&self) -> Command {
         let at = |name: &str| self.dir.join(name).display().to_string();
         let mut command = self.netns.command("podman");
-        command.env("CONTAINERS_CONF", at("containers.conf"));
-        for (option, place) in
-            [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp"), ("--hooks-dir", "hooks.d")]
-        {
+        command.env("CONTAINERS_CONF", at("containers.conf")).env("WARREN_SOCKET", &self.agent);
+        for (option, place) in [
+            ("--root", "root"),
+            ("--runroot", "run"),
+            ("--tmpdir", "tmp"),
+            ("--hooks-dir", "hooks.d"),
+            ("--network-config-dir", "networks"),
+        ] {
             command.args([option, &at(place)]);
         }
         command.args(["--cgroup-manager=cgroupfs", "--runtime=runc", "--events-backend=file"]);

@@ -49,7 +49,8 @@ fn what_is_installed_is_found_by_its_users_and_uninstalled() {
         let dest = tempfile::tempdir().unwrap();
         install(dest.path(), prefix, &[]).ok();
         let binary = format!("{prefix}/bin/warren");
-        for link in ["opt/cni/bin/warren", "usr/lib/cni/warren"] {
+        let netavark = format!("{}/lib/netavark/warren", &prefix[1..]);
+        for link in ["opt/cni/bin/warren", "usr/lib/cni/warren", &netavark] {
             assert_eq!(fs::read_link(dest.path().join(link)).unwrap(), Path::new(&binary), "{link}");
         }
         let text = |path: String| fs::read_to_string(dest.path().join(path)).unwrap();
