@@ -23,6 +23,9 @@ pub const DEFAULT_ENGINE_SOCKET: &str = "/run/warren/engine.sock";
 /// Where Docker looks for the plugin `warren`.
 pub const DEFAULT_PLUGIN: &str = "/run/docker/plugins/warren.sock";
 
+/// Where engines look for devices, of which every private network is one.
+pub const DEFAULT_CDI: &str = "/run/cdi/warren.json";
+
 /// Everything an agent is told, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -46,6 +49,8 @@ pub struct Config {
     pub docker: Docker,
     /// Sockets of the engines whose labelled containers join.
     pub watch: Vec<PathBuf>,
+    /// The file of devices by which engines call the hook (CDI); none where it is not written.
+    pub cdi: Option<PathBuf>,
     /// Where `/metrics`, `/healthz`, `/readyz` and the status page are served.
     pub http: SocketAddr,
     /// Which WireGuard.

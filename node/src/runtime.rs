@@ -1,5 +1,6 @@
 //! Container runtimes: each surface translates what one of them asks into the one attach there is.
 
+pub mod cdi;
 pub mod cni;
 pub mod docker;
 pub mod hook;

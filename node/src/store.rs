@@ -21,6 +21,7 @@ use gossip::{KnownHost, View};
 pub use directory::{DirStore, known, lock};
 pub use entry::{Endpoint, Entry};
 pub use memory::MemoryStore;
+pub use turns::publish;
 
 /// What a store held at start.
 #[derive(Debug, Default)]

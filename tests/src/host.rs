@@ -168,7 +168,7 @@ impl Host {
              [gossip]\nlisten = \"{address}\"\nseeds = [{seeds}]\ninterval_ms = {interval}\n\
              [tls]\nca = \"{region}/ca.pem\"\ncert = \"{region}/{name}.pem\"\nkey = \"{region}/{name}.key\"\n\
              [http]\nlisten = \"{HTTP}\"\n[docker]\nplugin = \"{dir}/run/docker.sock\"\n\
-             [watch]\nsockets = []\n",
+             [watch]\nsockets = []\n[cdi]\nfile = \"{dir}/cdi/warren.json\"\n",
             interval = patience(INTERVAL).as_millis(),
             name = self.name,
             address = SocketAddr::new(self.address(), GOSSIP_PORT),

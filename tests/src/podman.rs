@@ -20,6 +20,7 @@ pub struct Podman {
     netns: Netns,
     dir: PathBuf,
     agent: PathBuf,
+    devices: PathBuf,
 }
 
 /// Podman's API, served until it is dropped.
@@ -37,8 +38,8 @@ impl Podman {
     #[track_caller]
     pub fn new(host: &Host) -> Podman {
         process::need(&[("podman", "podman"), ("runc", "runc"), ("conmon", "conmon")]);
-        let podman =
-            Podman { netns: host.netns().clone(), dir: host.dir().join("podman"), agent: host.socket() };
+        let (dir, devices) = (host.dir().join("podman"), host.dir().join("cdi"));
+        let podman = Podman { netns: host.netns().clone(), dir, agent: host.socket(), devices };
         podman.lay_out(host).unwrap_or_else(|e| panic!("{}: {e}", podman.dir.display()));
         let tar = image(&podman.dir).display().to_string();
         podman.run(&["import", "-q", "--change", "ENV PATH=/bin", &tar, IMAGE]).ok();
@@ -103,8 +104,11 @@ impl Podman {
     }
 
     fn command(&self) -> Command {
+        self.with_arguments(self.netns.command("podman"))
+    }
+
+    fn with_arguments(&self, mut command: Command) -> Command {
         let at = |name: &str| self.dir.join(name).display().to_string();
-        let mut command = self.netns.command("podman");
         command.env("CONTAINERS_CONF", at("containers.conf")).env("WARREN_SOCKET", &self.agent);
         for (option, place) in [
             ("--root", "root"),
@@ -122,6 +126,17 @@ impl Podman {
     /// Runs `podman`.
     pub fn run(&self, args: &[&str]) -> Outcome {
         let output = self.command().args(args).output().unwrap_or_else(|e| panic!("cannot run podman: {e}"));
+        Outcome::of(format!("podman {}", args.join(" ")), &output)
+    }
+
+    /// Runs `podman` with the devices of this host's agent: it looks for them in one place, which the hosts of one
+    /// machine would share.
+    pub fn run_with_devices(&self, args: &[&str]) -> Outcome {
+        let own = "mkdir -p /run/cdi $0; mount --bind $0 /run/cdi && exec podman \"$@\"";
+        let mut command = self.netns.command("unshare");
+        command.args(["--mount", "sh", "-c", own]).arg(&self.devices);
+        let output = self.with_arguments(command).args(args).output();
+        let output = output.unwrap_or_else(|e| panic!("cannot run podman: {e}"));
         Outcome::of(format!("podman {}", args.join(" ")), &output)
     }
 

@@ -64,6 +64,44 @@ fn containers_join_before_their_first_process() {
     lab.assert_clean();
 }
 
+/// The device of a network is there as long as the network is.
+#[test]
+fn containers_join_by_a_device() {
+    let lab = Lab::new("podman-device");
+    let hosts = ["a", "b"].map(|name| lab.host(name));
+    // A network is there until the last address has rested for the TTL and 5 s.
+    hosts.iter().for_each(|host| _ = host.set("dns.ttl_s", "1"));
+    tests::lab::start(&hosts);
+    let podman = Podman::new(&hosts[0]);
+    let file = hosts[0].dir().join("cdi/warren.json");
+    assert!(!file.exists(), "a file without devices is malformed");
+    let peer = hosts[1].container("peer");
+    peer.attach(PN, AP2, &["--type", "worker"]).ok();
+    eventually(seconds(10), "the network is a device", || {
+        let devices = fs::read_to_string(&file).unwrap_or_default();
+        want(devices.contains(PN), devices)
+    });
+
+    let run = |app: &str, command: &str| {
+        let device = format!("warren.dev/network={PN}");
+        let args = ["run", "--rm", "--network", "none", "--device", &device];
+        let app = format!("WARREN_APP_ID={app}");
+        podman.run_with_devices(&[&args[..], &["-e", &app, IMAGE, "sh", "-c", command]].concat())
+    };
+    let full_name = name(&format!("1.worker.{AP2}"), PN);
+    let ask = "ip -o -4 address show dev wg0; ip route; echo $WARREN_NETWORK_ID; nslookup";
+    let said = run(AP, &format!("{ask} {full_name} 127.240.0.53")).ok().stdout.clone();
+    for expected in ["10.240.", "unreachable", PN, &format!("Name:\t{full_name}")] {
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+    let refused = run("shop", "true");
+    assert!(refused.code != 0 && refused.stderr.contains("warren.app"), "{}", refused.stderr);
+
+    peer.detach(PN).ok();
+    eventually(seconds(60), "the device is gone with its network", || want(!file.exists(), &file));
+    lab.assert_clean();
+}
+
 #[test]
 fn a_container_that_runs_already_is_attached_by_name() {
     let lab = Lab::new("podman-attach");

@@ -10,6 +10,7 @@ use gossip::quic::Quic;
 use netplumb::engine::privileges::raise_descriptors;
 use netplumb::{Kernel, NetlinkKernel};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 
 use super::config::ConfigArgs;
 use super::log::LogArgs;
@@ -20,6 +21,7 @@ use crate::api::{Api, Served};
 use crate::attach::Context;
 use crate::config::Config;
 use crate::names::Kept;
+use crate::runtime::cdi;
 use crate::runtime::docker::Plugin;
 use crate::runtime::watch::Watchers;
 use crate::store::{DirStore, Store};
@@ -139,6 +141,10 @@ async fn serve(
             .ok()
     });
     let watchers = Watchers::start(&served, &config.watch);
+    let devices = config.cdi.clone().zip(std::env::current_exe().ok()).map(|(file, warren)| {
+        let hook = cdi::Hook { warren, socket: config.socket() };
+        tokio::spawn(cdi::follow(file, hook, agent.snapshot.clone()))
+    });
     let socket = inherited.listener(&config.socket());
     let lasting = socket.is_some();
     let api = Api::serve(served, socket).await?;
@@ -152,6 +158,7 @@ async fn serve(
     tracing::info!("stopping");
     service::stopping();
     drop((api, plugin, watchers));
+    devices.iter().for_each(JoinHandle::abort);
     agent.stop().await;
     if !lasting {
         let _ = std::fs::remove_file(config.socket());

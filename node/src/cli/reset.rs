@@ -69,6 +69,9 @@ async fn reset(config: &Config, store: &DirStore, log: &LogArgs) -> anyhow::Resu
         engine.end()?;
     }
     clear(&config.run_dir)?;
+    if let Some(devices) = &config.cdi {
+        gone(std::fs::remove_file(devices))?;
+    }
     tracing::info!(members = entries.len(), "nothing of this host's agent is left");
     Ok(())
 }

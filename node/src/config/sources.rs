@@ -25,6 +25,7 @@ const KEYS: &[&str] = &[
     "docker.plugin",
     "docker.socket",
     "watch.sockets",
+    "cdi.file",
     "http.listen",
     "wireguard.backend",
     "unguarded",

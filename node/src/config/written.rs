@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use gossip::id::{HostId, Region};
 use serde::Deserialize;
 
-use super::{Config, DEFAULT_PLUGIN, Dns, Docker, Gossip, Thresholds, Tls, Underlay};
+use super::{Config, DEFAULT_CDI, DEFAULT_PLUGIN, Dns, Docker, Gossip, Thresholds, Tls, Underlay};
 use crate::runtime::docker::engine;
 use crate::runtime::podman;
 
@@ -32,6 +32,8 @@ pub(super) struct Written {
     docker: WrittenDocker,
     #[serde(default)]
     watch: WrittenWatch,
+    #[serde(default)]
+    cdi: WrittenCdi,
     #[serde(default)]
     http: WrittenHttp,
     #[serde(default)]
@@ -94,6 +96,12 @@ struct WrittenDocker {
 #[serde(deny_unknown_fields)]
 struct WrittenWatch {
     sockets: Option<Vec<PathBuf>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenCdi {
+    file: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -186,9 +194,9 @@ impl Written {
         if dns.ttl_s == 0 || dns.ttl_s > 86_400 {
             bail!("dns.ttl_s is {}: expected 1 to 86400", dns.ttl_s);
         }
-        let plugin = self.docker.plugin.unwrap_or_else(|| DEFAULT_PLUGIN.into());
+        let some = |path: PathBuf| Some(path).filter(|path| !path.as_os_str().is_empty());
         let docker = Docker {
-            plugin: Some(plugin).filter(|path| !path.as_os_str().is_empty()),
+            plugin: some(self.docker.plugin.unwrap_or_else(|| DEFAULT_PLUGIN.into())),
             socket: self.docker.socket.unwrap_or_else(|| engine::DEFAULT_SOCKET.into()),
         };
         let watch = self.watch.sockets;
@@ -208,6 +216,7 @@ impl Written {
             dns,
             docker,
             watch,
+            cdi: some(self.cdi.file.unwrap_or_else(|| DEFAULT_CDI.into())),
             http: self.http.listen.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 9479))),
             backend: match self.wireguard.backend.unwrap_or(WrittenBackend::Auto) {
                 WrittenBackend::Auto => netplumb::Backend::Auto,

@@ -8,6 +8,19 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+/// Writes a file for others, whole or not at all, and its directory where that is missing.
+///
+/// # Errors
+/// It cannot be written.
+pub fn publish(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    let beside = path.with_extension("new");
+    fs::write(&beside, bytes)?;
+    fs::rename(&beside, path)
+}
+
 /// Who wrote which file last: of two writers at once, the one that was called later.
 #[derive(Debug, Default)]
 pub(super) struct Turns {

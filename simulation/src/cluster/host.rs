@@ -388,6 +388,7 @@ pub(super) fn config(
         dns: Dns { forward: false, ..Dns::default() },
         docker: Docker { plugin: None, socket: "/nowhere".into() },
         watch: Vec::new(),
+        cdi: None,
         http: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         backend: netplumb::Backend::Auto,
         unguarded: false,
