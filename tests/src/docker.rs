@@ -196,13 +196,21 @@ impl Docker {
     }
 }
 
-/// Packs the image's one layer below `dir`: the file for `import`.
+/// Packs an image's one layer below `dir`, a busybox and nothing else: the file for `import`.
 #[track_caller]
 pub fn image(dir: &Path) -> PathBuf {
+    image_of(dir, &[], |_| Ok(()))
+}
+
+/// The same with files and directories of this machine, the libraries they need, and what `more` puts there.
+#[track_caller]
+pub fn image_of(dir: &Path, files: &[&str], more: impl FnOnce(&Path) -> io::Result<()>) -> PathBuf {
     let (root, tar) = (dir.join("image"), dir.join("image.tar"));
     let lay_out = || -> io::Result<()> {
         fs::create_dir_all(root.join("bin"))?;
         fs::create_dir_all(root.join("tmp"))?;
+        files.iter().try_for_each(|file| copy(Path::new(file), &root))?;
+        more(&root)?;
         let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().find(|path| Path::new(path).exists());
         fs::copy(busybox.ok_or(io::ErrorKind::NotFound)?, root.join("bin/busybox"))?;
         for applet in ["sh", "cat", "ip", "nslookup", "sleep", "usleep", "nc", "date", "grep"] {
@@ -214,6 +222,24 @@ pub fn image(dir: &Path) -> PathBuf {
     let packed = Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg(".").status();
     assert!(packed.is_ok_and(|status| status.success()), "tar cannot pack {}", root.display());
     tar
+}
+
+/// Copies a file or a directory to its place below `root`, links as what they lead to, libraries too.
+fn copy(file: &Path, root: &Path) -> io::Result<()> {
+    if file.is_dir() {
+        return fs::read_dir(file)?.try_for_each(|entry| copy(&entry?.path(), root));
+    }
+    let to = root.join(file.strip_prefix("/").unwrap_or(file));
+    // A link of a package's that leads nowhere is of no use to it either.
+    if to.exists() || !file.exists() {
+        return Ok(());
+    }
+    to.parent().map_or(Ok(()), fs::create_dir_all)?;
+    fs::copy(file, &to)?;
+    let needed = Command::new("ldd").arg(file).stderr(Stdio::null()).output()?.stdout;
+    let needed = String::from_utf8_lossy(&needed);
+    let libraries = needed.split_whitespace().filter(|word| word.starts_with('/') && !word.ends_with(':'));
+    libraries.map(Path::new).try_for_each(|library| copy(library, root))
 }
 
 impl Drop for Docker {
