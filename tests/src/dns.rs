@@ -32,6 +32,11 @@ pub struct Answer {
 ///
 /// Errors: nobody listens, no answer within `bound`, or none that can be read.
 pub fn lookup(name: &str, kind: RecordType, bound: Duration) -> io::Result<Answer> {
+    lookup_at(SERVER, name, kind, bound)
+}
+
+/// Asks another name server in the same way.
+pub fn lookup_at(server: SocketAddrV4, name: &str, kind: RecordType, bound: Duration) -> io::Result<Answer> {
     let invalid = |e: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidData, e.to_string());
     let name = Name::from_str(name)
         .map_err(|e| invalid(&e))?
@@ -43,7 +48,7 @@ pub fn lookup(name: &str, kind: RecordType, bound: Duration) -> io::Result<Answe
     query.add_query(Query::query(name, kind));
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.set_read_timeout(Some(bound))?;
-    socket.connect(SERVER)?;
+    socket.connect(server)?;
     socket.send(&query.to_vec().map_err(|e| invalid(&e))?)?;
     let mut buffer = [0; 65_536];
     let length = socket.recv(&mut buffer)?;
