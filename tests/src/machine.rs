@@ -47,6 +47,13 @@ impl Machine {
         }
         // Its own identity.
         fs::write(upper.join("etc/machine-id"), "").expect("the overlay is ours");
+        // This machine may have an agent of its own: below the overlay its state is not there.
+        fs::create_dir_all(upper.join("var/lib")).expect("the overlay is ours");
+        let whiteout = process::command("mknod", Place::Here)
+            .arg(upper.join("var/lib/warren"))
+            .args(["c", "0", "0"])
+            .status();
+        assert!(whiteout.is_ok_and(|status| status.success()), "mknod in {}; run as root", upper.display());
         prepare(&upper);
         let options = format!("lowerdir=/,upperdir={},workdir={}", upper.display(), work.display());
         let options = std::ffi::CString::new(options).expect("paths have no zero");

@@ -83,6 +83,7 @@ fn the_package_is_installed_upgraded_and_purged() {
         fs::set_permissions(upper.join("usr/sbin/policy-rc.d"), fs::Permissions::from_mode(0o755)).unwrap();
     };
     let machine = Machine::boot("package", permit, &[(&package, "/srv/warren.deb")]);
+    machine.run("rm -rf /etc/warren").ok();
     let ours = "find / -xdev -iname '*warren*' -not -path '/proc/*' -not -path '/srv/*' -not -path '/work/*' \
                 -not -path '/root/*' -not -path '/tmp/*' -not -path '/var/log/*' | sort";
     let before = machine.run(ours).ok().stdout.clone();
