@@ -11,9 +11,9 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::error::Error;
-use crate::observed::Observed;
+use crate::observed::{Observed, ObservedMember};
 use crate::plan::Op;
-use crate::state::{Key, NetnsRef, Ours, PrivateKey};
+use crate::state::{Key, NetnsRef, Ours, PrivateKey, Trace};
 
 /// A host's kernel.
 pub trait Kernel: Send + Sync + 'static {
@@ -54,15 +54,27 @@ pub trait Kernel: Send + Sync + 'static {
     /// What stands of `ours`.
     fn observe(&self, ours: &Ours) -> impl Future<Output = Result<Observed, Error>> + Send;
 
+    /// What stands of these members alone, without their network's own namespace.
+    fn observe_members(
+        &self,
+        traces: &BTreeMap<String, Trace>,
+    ) -> impl Future<Output = Result<BTreeMap<String, ObservedMember>, Error>> + Send;
+
     /// Does one Op; doing it twice is as good as once.
     fn apply(&self, op: &Op) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Does many Ops that do not depend on each other; the answers are in their order. All are tried.
+    /// Does many Ops in their order. After an essential one that failed none is tried: there are as many answers as
+    /// Ops that were.
     fn apply_all(&self, ops: &[Op]) -> impl Future<Output = Vec<Result<(), Error>>> + Send {
         async move {
             let mut results = Vec::with_capacity(ops.len());
             for op in ops {
-                results.push(self.apply(op).await);
+                let result = self.apply(op).await;
+                let stop = result.is_err() && op.essential();
+                results.push(result);
+                if stop {
+                    break;
+                }
             }
             results
         }
@@ -121,6 +133,13 @@ impl<K: Kernel> Kernel for Arc<K> {
 
     fn observe(&self, ours: &Ours) -> impl Future<Output = Result<Observed, Error>> + Send {
         (**self).observe(ours)
+    }
+
+    fn observe_members(
+        &self,
+        traces: &BTreeMap<String, Trace>,
+    ) -> impl Future<Output = Result<BTreeMap<String, ObservedMember>, Error>> + Send {
+        (**self).observe_members(traces)
     }
 
     fn apply(&self, op: &Op) -> impl Future<Output = Result<(), Error>> + Send {

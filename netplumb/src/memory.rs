@@ -13,7 +13,7 @@ use crate::kernel::{
 };
 use crate::observed::{Inside, Observed, ObservedMember, ObservedNetwork};
 use crate::plan::{FabricChange, InsideChange, MemberChange, Op, Site};
-use crate::state::{Key, NetnsRef, Ours, PrivateKey};
+use crate::state::{Key, NetnsRef, Ours, PrivateKey, Trace};
 
 /// One host's kernel. A clone is the same kernel, as a restarted agent finds it.
 #[derive(Debug, Clone, Default)]
@@ -220,6 +220,20 @@ impl Kernel for MemoryKernel {
             observed.networks.insert(name.clone(), seen);
         }
         Ok(observed)
+    }
+
+    async fn observe_members(
+        &self,
+        traces: &BTreeMap<String, Trace>,
+    ) -> Result<BTreeMap<String, ObservedMember>, Error> {
+        let host = self.host();
+        let seen = traces.iter().map(|(id, trace)| {
+            let site = Site { netns: trace.netns.clone(), ifname: trace.ifname.clone() };
+            let of = host.state.networks.iter().find(|(_, network)| network.members.contains_key(id));
+            let seen = host.member(of.map_or("", |(name, _)| name), id, &site);
+            (id.clone(), seen)
+        });
+        Ok(seen.collect())
     }
 
     async fn apply(&self, op: &Op) -> Result<(), Error> {

@@ -44,7 +44,7 @@ use crate::observed::{
     port_name,
 };
 use crate::plan::{FabricChange, InsideChange, MemberChange, Op, Site};
-use crate::state::{Key, Mac, NetnsRef, Ours, Vtep};
+use crate::state::{Key, Mac, NetnsRef, Ours, Trace, Vtep};
 
 /// A namespace that was dropped lives on for a moment, and its VNI is in use as long.
 const LINGER: Duration = Duration::from_secs(2);
@@ -182,24 +182,29 @@ impl Kernel for NetlinkKernel {
         self.blocking(move |host| host.observe(&ours)).await
     }
 
+    async fn observe_members(
+        &self,
+        traces: &BTreeMap<String, Trace>,
+    ) -> Result<BTreeMap<String, ObservedMember>, Error> {
+        let traces = traces.clone();
+        self.blocking(move |host| host.observe_members(&traces)).await
+    }
+
     async fn apply(&self, op: &Op) -> Result<(), Error> {
-        loop {
-            let (host, op) = (self.clone(), op.clone());
-            match host.blocking(move |host| host.apply(&op)).await {
-                Err(Error::VniInUse { .. }) if self.0.lingers() => tokio::time::sleep(RETRY).await,
-                result => return result,
-            }
-        }
+        self.apply_all(std::slice::from_ref(op)).await.pop().unwrap_or(Ok(()))
     }
 
     async fn apply_all(&self, ops: &[Op]) -> Vec<Result<(), Error>> {
-        let many = ops.to_vec();
-        match self.blocking(move |host| Ok(many.iter().map(|op| host.apply(op)).collect())).await {
-            Ok(results) => results,
-            Err(error) => {
-                let what = error.to_string();
-                ops.iter().map(|_| Err(Error::kernel("work", io::Error::other(what.clone())))).collect()
+        let mut results = Vec::with_capacity(ops.len());
+        loop {
+            let rest = ops[results.len()..].to_vec();
+            let done = self.blocking(move |host| Ok(host.apply_in_turn(&rest))).await;
+            results.append(&mut done.unwrap_or_else(|error| vec![Err(error)]));
+            if !matches!(results.last(), Some(Err(Error::VniInUse { .. }))) || !self.0.lingers() {
+                return results;
             }
+            results.pop();
+            tokio::time::sleep(RETRY).await;
         }
     }
 
@@ -239,6 +244,26 @@ impl Kernel for NetlinkKernel {
 }
 
 impl Host {
+    /// As many Ops as can be done in their order; what stands beside each other in one container is done in one visit.
+    fn apply_in_turn(&self, ops: &[Op]) -> Vec<Result<(), Error>> {
+        let mut results = Vec::with_capacity(ops.len());
+        while let Some(op) = ops.get(results.len()) {
+            match op {
+                Op::Inside { member, site, change, .. } if change.is_of_the_visit() => {
+                    let here = |op: &&Op| matches!(op, Op::Inside { site: other, change, .. } if other == site && change.is_of_the_visit());
+                    let changes = ops[results.len()..].iter().take_while(here).filter_map(Op::inside);
+                    let changes: Vec<&InsideChange> = changes.collect();
+                    results.append(&mut inside::visit(&self.wireguard, member, site, &changes));
+                }
+                op => results.push(self.apply(op)),
+            }
+            if results.last().is_some_and(Result::is_err) && ops[results.len() - 1].essential() {
+                break;
+            }
+        }
+        results
+    }
+
     fn apply(&self, op: &Op) -> Result<(), Error> {
         match op {
             Op::Fabric { network, change } => self.apply_fabric(&fabric_name(network), change),
@@ -419,15 +444,22 @@ impl Host {
         let mut observed = Observed::default();
         for (name, traces) in &ours.networks {
             let mut network = ObservedNetwork { fabric: self.observe_fabric(name)?, ..Default::default() };
-            for (id, trace) in traces {
-                let site = Site { netns: trace.netns.clone(), ifname: trace.ifname.clone() };
-                let inside = inside::observe(&self.wireguard, id, &site, &trace.beside)?;
-                let binding = self.observe_binding(id)?;
-                network.members.insert(id.clone(), ObservedMember { binding, inside });
-            }
+            network.members = self.observe_members(traces)?;
             observed.networks.insert(name.clone(), network);
         }
         Ok(observed)
+    }
+
+    fn observe_members(
+        &self,
+        traces: &BTreeMap<String, Trace>,
+    ) -> Result<BTreeMap<String, ObservedMember>, Error> {
+        let member = |(id, trace): (&String, &Trace)| -> Result<(String, ObservedMember), Error> {
+            let site = Site { netns: trace.netns.clone(), ifname: trace.ifname.clone() };
+            let inside = inside::observe(&self.wireguard, id, &site, &trace.beside)?;
+            Ok((id.clone(), ObservedMember { binding: self.observe_binding(id)?, inside }))
+        };
+        traces.iter().map(member).collect()
     }
 
     fn observe_fabric(&self, network: &str) -> Result<Option<ObservedFabric>, Error> {

@@ -278,21 +278,50 @@ impl Op {
                     | MemberChange::DropLocalRow { .. }
                     | MemberChange::DropNamespace
             ),
-            Op::Inside { change, .. } => match change {
-                InsideChange::Address(address) => matches!(address, IpNet::V4(_)),
-                InsideChange::Loopback
-                | InsideChange::Unreachable(_)
-                | InsideChange::Guard(_)
-                | InsideChange::Link(_)
-                | InsideChange::DropLink
-                | InsideChange::LinkUp => true,
-                _ => false,
-            },
+            Op::Inside { change, .. } => change.essential(),
+        }
+    }
+
+    /// What it does in a container.
+    pub(crate) fn inside(&self) -> Option<&InsideChange> {
+        match self {
+            Op::Inside { change, .. } => Some(change),
+            Op::Fabric { .. } | Op::Member { .. } => None,
         }
     }
 }
 
 impl InsideChange {
+    /// As [`Op::essential`].
+    pub(crate) fn essential(&self) -> bool {
+        match self {
+            InsideChange::Address(address) => matches!(address, IpNet::V4(_)),
+            InsideChange::Loopback
+            | InsideChange::Unreachable(_)
+            | InsideChange::Guard(_)
+            | InsideChange::Link(_)
+            | InsideChange::DropLink
+            | InsideChange::LinkUp => true,
+            _ => false,
+        }
+    }
+
+    /// It is done when there is no namespace any more.
+    pub(crate) fn is_removal(&self) -> bool {
+        matches!(self, InsideChange::DropUnreachable(_) | InsideChange::DropGuard)
+    }
+
+    /// It is done in the container's namespace, all of it and nothing else.
+    pub(crate) fn is_of_the_visit(&self) -> bool {
+        !matches!(
+            self,
+            InsideChange::Link(_)
+                | InsideChange::DropLink
+                | InsideChange::Peers(_)
+                | InsideChange::DropPeers(_)
+        )
+    }
+
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             InsideChange::Loopback => "loopback",

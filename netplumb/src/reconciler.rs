@@ -182,6 +182,21 @@ impl<K: Kernel> Reconciler<K> {
         self.apply(plan, report).await;
     }
 
+    /// Observes these members of a network that is known.
+    async fn learn_members(&mut self, name: &str, traces: BTreeMap<String, Trace>) -> Result<(), Error> {
+        match self.kernel.observe_members(&traces).await {
+            Ok(members) => {
+                self.known.networks.entry(name.to_owned()).or_default().members.extend(members);
+                self.traces.entry(name.to_owned()).or_default().extend(traces);
+                Ok(())
+            }
+            Err(error) => {
+                self.known.networks.remove(name);
+                Err(error)
+            }
+        }
+    }
+
     /// Observes a network's own namespace and these members; what is known of others stays.
     async fn learn(&mut self, name: &str, traces: BTreeMap<String, Trace>) -> Result<(), Error> {
         let part = Ours { networks: BTreeMap::from([(name.to_owned(), traces.clone())]) };
@@ -217,18 +232,22 @@ impl<K: Kernel> Reconciler<K> {
         self.traces.retain(|name, _| ours.networks.contains_key(name));
         for (name, traces) in &ours.networks {
             let mut unknown = traces.clone();
-            if let Some(known) = self.known.networks.get_mut(name) {
+            let known = self.known.networks.get_mut(name).map(|known| {
                 let looked_for = self.traces.get(name);
                 known.members.retain(|id, _| {
                     traces.get(id).is_some_and(|trace| looked_for.and_then(|of| of.get(id)) == Some(trace))
                 });
                 unknown.retain(|id, _| !known.members.contains_key(id));
-                if unknown.is_empty() {
-                    continue;
-                }
+            });
+            if known.is_some() && unknown.is_empty() {
+                continue;
             }
             self.settled.remove(name);
-            if let Err(error) = self.learn(name, unknown).await {
+            let learnt = match known {
+                Some(()) => self.learn_members(name, unknown).await,
+                None => self.learn(name, unknown).await,
+            };
+            if let Err(error) = learnt {
                 seen.networks.remove(name);
                 report.unseen.push((name.clone(), error));
             }
@@ -249,25 +268,26 @@ impl<K: Kernel> Reconciler<K> {
                 report.steps.push(Step { op, outcome: Outcome::Skipped });
                 continue;
             }
+            let (first, mut essential) = (place(&op), op.essential());
             let mut run = vec![op];
-            // Nothing waits for these, so they go to the kernel together: the rows that a new
-            // member gets at each of the others.
-            while !run[0].essential()
-                && let Some(next) = ops.next_if(|next| !next.essential() && !is_broken(next))
-            {
+            // They go to the kernel together: what is done for one member, and what nothing waits for, such as the
+            // rows that a new member gets at each of the others.
+            let joins = |next: &Op, essential| {
+                !is_broken(next) && (place(next) == first || !(essential || next.essential()))
+            };
+            while let Some(next) = ops.next_if(|next| joins(next, essential)) {
+                essential |= next.essential();
                 run.push(next);
             }
-            let results = match run.as_slice() {
-                [single] => vec![self.kernel.apply(single).await],
-                many => self.kernel.apply_all(many).await,
-            };
-            for (op, result) in run.into_iter().zip(results) {
-                let outcome = match result {
-                    Ok(()) => {
+            let mut results = self.kernel.apply_all(&run).await.into_iter();
+            for op in run {
+                let outcome = match results.next() {
+                    None => Outcome::Skipped,
+                    Some(Ok(())) => {
                         self.known.apply(&op);
                         Outcome::Done
                     }
-                    Err(error) => {
+                    Some(Err(error)) => {
                         let (network, member) = place(&op);
                         tracing::info!(network, member, kind = op.kind(), %error, "op failed");
                         doubtful.insert(network.clone());

@@ -79,6 +79,8 @@ enum Verb {
     Ping(ping::Args),
     /// List what happened on this host that is worth telling
     Events(show::EventsArgs),
+    /// Print the agent's metrics in OpenMetrics
+    Metrics,
     /// Print a member's environment, for `docker run --env-file` and the like
     Env(members::EnvArgs),
     /// Ask the agent what a container would be answered
@@ -150,6 +152,10 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Verb::DomainNames(args) => show::domain_names(&client, &args, &out),
         Verb::Status(args) => show::status(&client, &args, &out),
         Verb::Doctor(args) => doctor::run(&client, &args, &out),
+        Verb::Metrics => {
+            out.line(client.text("/metrics")?.trim_end());
+            Ok(ExitCode::SUCCESS)
+        }
         Verb::Explain(args) => explain::run(&client, &args, &out),
         Verb::Ping(args) => ping::run(&client, &args, &out),
         Verb::Events(args) => show::events(&client, &args, &out),

@@ -238,5 +238,7 @@ fn wg_shows_an_interface_and_sets_nothing() {
     assert!(set.code != 0 && set.stderr.contains("not permitted"), "{set:?}");
     scene.reaches(0);
     scene.webs[0].0.detach(PN).ok();
-    assert!(!tests::host::wg_socket(&own.member).exists());
+    eventually(seconds(5), "its socket is gone", || {
+        want(!tests::host::wg_socket(&own.member).exists(), "it is there")
+    });
 }

@@ -27,68 +27,163 @@ pub(crate) fn apply(
     site: &Site,
     change: &InsideChange,
 ) -> Result<(), Error> {
-    let here = |work: &(dyn Fn(&mut Rtnl) -> io::Result<()> + Sync)| -> Result<(), Error> {
-        let done = site.netns.enter(|| work(&mut Rtnl::here()?))?;
-        done.map_err(|error| refused(change, site, error))
-    };
     match change {
-        InsideChange::Loopback => here(&|route| {
-            let index = route.index(LOOPBACK)?;
-            route.set_link(index, vec![], true)
-        }),
-        InsideChange::Unreachable(prefixes) => {
-            here(&|route| prefixes.iter().try_for_each(|prefix| route.set_unreachable(*prefix)))
-        }
-        InsideChange::DropUnreachable(prefixes) => {
-            gone(here(&|route| prefixes.iter().try_for_each(|prefix| route.delete_unreachable(*prefix))))
-        }
-        InsideChange::Guard(rules) => Ok(site.netns.enter(|| nft::install(member, rules))??),
-        InsideChange::DropGuard => match site.netns.enter(|| nft::remove(member)) {
-            Ok(removed) => Ok(removed?),
-            Err(error) => gone(Err(error)),
-        },
         InsideChange::DropLink => wireguard.remove(member, site),
-        InsideChange::LinkMtu(mtu) => {
-            here(&|route| {
+        InsideChange::Peers(peers) => wireguard.set_peers(member, site, peers),
+        InsideChange::DropPeers(peers) => wireguard.remove_peers(member, site, peers),
+        InsideChange::Link(_) => Err(Error::Missing { what: format!("the binding namespace of {member}") }),
+        change => visit(wireguard, member, site, &[change]).pop().unwrap_or(Ok(())),
+    }
+}
+
+/// Does changes of one container in one visit ([`InsideChange::is_of_the_visit`]), in their order; after an essential
+/// one that failed none is tried.
+pub(crate) fn visit(
+    wireguard: &Wireguard,
+    member: &str,
+    site: &Site,
+    changes: &[&InsideChange],
+) -> Vec<Result<(), Error>> {
+    let done = site.netns.enter(|| {
+        let mut visit = Visit { wireguard, member, site, route: None };
+        in_turn(changes, |change| visit.make(change))
+    });
+    match (done, changes) {
+        (Ok(results), _) => results,
+        (Err(error), [change]) => vec![if change.is_removal() { gone(Err(error)) } else { Err(error) }],
+        // Each for itself, to tell what is gone with the namespace from what cannot be made there.
+        (Err(_), _) => in_turn(changes, |change| apply(wireguard, member, site, change)),
+    }
+}
+
+fn in_turn(
+    changes: &[&InsideChange],
+    mut make: impl FnMut(&InsideChange) -> Result<(), Error>,
+) -> Vec<Result<(), Error>> {
+    let mut results = Vec::with_capacity(changes.len());
+    for change in changes {
+        results.push(make(change));
+        if results.last().is_some_and(Result::is_err) && change.essential() {
+            break;
+        }
+    }
+    results
+}
+
+/// A stay in a container's namespace. Its socket is opened when it is needed, and closed at the end.
+struct Visit<'a> {
+    wireguard: &'a Wireguard,
+    member: &'a str,
+    site: &'a Site,
+    route: Option<Rtnl>,
+}
+
+impl Visit<'_> {
+    fn make(&mut self, change: &InsideChange) -> Result<(), Error> {
+        match change {
+            InsideChange::Guard(rules) => Ok(nft::install(self.member, rules)?),
+            InsideChange::DropGuard => Ok(nft::remove(self.member)?),
+            change => {
+                let site = self.site;
+                self.route(change).map_err(|error| refused(change, site, error))?;
+                self.tell(change)
+            }
+        }
+    }
+
+    fn route(&mut self, change: &InsideChange) -> io::Result<()> {
+        let (member, site) = (self.member, self.site);
+        let route = match &mut self.route {
+            Some(route) => route,
+            none => none.insert(Rtnl::here()?),
+        };
+        match change {
+            InsideChange::Loopback => {
+                let index = route.index(LOOPBACK)?;
+                route.set_link(index, vec![], true)
+            }
+            InsideChange::Unreachable(prefixes) => {
+                prefixes.iter().try_for_each(|prefix| route.set_unreachable(*prefix))
+            }
+            InsideChange::DropUnreachable(prefixes) => {
+                prefixes.iter().try_for_each(|prefix| route.delete_unreachable(*prefix))
+            }
+            InsideChange::LinkMtu(mtu) => {
                 let index = index(route, member, site)?;
                 route.set_link(index, vec![LinkAttribute::Mtu(*mtu)], false)
-            })?;
-            wireguard.set_mtu(member, *mtu)
-        }
-        InsideChange::Address(address) => {
-            here(&|route| {
+            }
+            InsideChange::Address(address) => {
                 let link = own(route, member, site)?;
                 if matches!(address, IpNet::V6(_)) {
                     take_ipv6(&site.ifname, link.up)?;
                 }
                 route.add_address(link.index, *address)
-            })?;
-            tell_addresses(wireguard, member, site, Some(address.addr()))
-        }
-        InsideChange::DropAddress(address) => {
-            here(&|route| {
+            }
+            InsideChange::DropAddress(address) => {
                 let index = index(route, member, site)?;
                 route.delete_address(index, *address)
-            })?;
-            tell_addresses(wireguard, member, site, None)
+            }
+            InsideChange::LinkUp => {
+                // Before it is up: no link-local address, which would be chosen as a source.
+                netns::write_sysctl(&format!("ipv6/conf/{}/addr_gen_mode", site.ifname), NO_LINK_LOCAL)?;
+                let index = index(route, member, site)?;
+                route.set_link(index, vec![], true)
+            }
+            InsideChange::Route { destination, source } => {
+                let index = index(route, member, site)?;
+                route.set_route(index, *destination, *source)
+            }
+            InsideChange::DropRoute(destination) => {
+                let index = index(route, member, site)?;
+                route.delete_route(index, *destination)
+            }
+            _ => Ok(()),
         }
-        InsideChange::LinkUp => here(&|route| {
-            // Before it is up: no link-local address, which would be chosen as a source.
-            netns::write_sysctl(&format!("ipv6/conf/{}/addr_gen_mode", site.ifname), NO_LINK_LOCAL)?;
+    }
+
+    /// What the engine has to know of it.
+    fn tell(&mut self, change: &InsideChange) -> Result<(), Error> {
+        match change {
+            InsideChange::LinkMtu(mtu) => self.wireguard.set_mtu(self.member, *mtu),
+            InsideChange::Address(address) => self.tell_addresses(Some(address.addr())),
+            InsideChange::DropAddress(_) => self.tell_addresses(None),
+            _ => Ok(()),
+        }
+    }
+
+    /// The engine's ICMP errors come from the address that was set last.
+    fn tell_addresses(&mut self, newest: Option<IpAddr>) -> Result<(), Error> {
+        let (member, site) = (self.member, self.site);
+        let (Wireguard::Userspace(engine), Some(route)) = (self.wireguard, &mut self.route) else {
+            return Ok(());
+        };
+        // It was told at birth.
+        let same = |newest| {
+            engine.interface(member).is_some_and(|is| {
+                IpAddr::V4(is.address) == newest || is.address6.map(IpAddr::V6) == Some(newest)
+            })
+        };
+        if newest.is_some_and(same) {
+            return Ok(());
+        }
+        let mut read = || -> io::Result<(Vec<Ipv4Addr>, Vec<Ipv6Addr>)> {
             let index = index(route, member, site)?;
-            route.set_link(index, vec![], true)
-        }),
-        InsideChange::Route { destination, source } => here(&|route| {
-            let index = index(route, member, site)?;
-            route.set_route(index, *destination, *source)
-        }),
-        InsideChange::DropRoute(destination) => here(&|route| {
-            let index = index(route, member, site)?;
-            route.delete_route(index, *destination)
-        }),
-        InsideChange::Peers(peers) => wireguard.set_peers(member, site, peers),
-        InsideChange::DropPeers(peers) => wireguard.remove_peers(member, site, peers),
-        InsideChange::Link(_) => Err(Error::Missing { what: format!("the binding namespace of {member}") }),
+            let addresses = route.addresses()?.into_iter().filter(|(of, _)| *of == index);
+            let (mut v4, mut v6) = (Vec::new(), Vec::new());
+            for address in addresses.map(|(_, address)| address.addr()).chain(newest) {
+                match address {
+                    IpAddr::V4(address) => v4.push(address),
+                    IpAddr::V6(address) => v6.push(address),
+                }
+            }
+            Ok((v4, v6))
+        };
+        let (v4, v6) =
+            read().map_err(|error| Error::kernel(format!("read the addresses of {}", site.ifname), error))?;
+        match v4.last() {
+            Some(address) => self.wireguard.set_address(member, *address, v6.last().copied()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -190,35 +285,6 @@ fn own(route: &mut Rtnl, member: &str, site: &Site) -> io::Result<Seen> {
 
 fn index(route: &mut Rtnl, member: &str, site: &Site) -> io::Result<u32> {
     own(route, member, site).map(|link| link.index)
-}
-
-/// The engine's ICMP errors come from the address that was set last.
-fn tell_addresses(
-    wireguard: &Wireguard,
-    member: &str,
-    site: &Site,
-    newest: Option<IpAddr>,
-) -> Result<(), Error> {
-    let Wireguard::Userspace(_) = wireguard else { return Ok(()) };
-    let read = site.netns.enter(|| -> io::Result<(Vec<Ipv4Addr>, Vec<Ipv6Addr>)> {
-        let mut route = Rtnl::here()?;
-        let index = index(&mut route, member, site)?;
-        let addresses = route.addresses()?.into_iter().filter(|(of, _)| *of == index);
-        let (mut v4, mut v6) = (Vec::new(), Vec::new());
-        for address in addresses.map(|(_, address)| address.addr()).chain(newest) {
-            match address {
-                IpAddr::V4(address) => v4.push(address),
-                IpAddr::V6(address) => v6.push(address),
-            }
-        }
-        Ok((v4, v6))
-    })?;
-    let (v4, v6) =
-        read.map_err(|error| Error::kernel(format!("read the addresses of {}", site.ifname), error))?;
-    if let Some(address) = v4.last() {
-        wireguard.set_address(member, *address, v6.last().copied())?;
-    }
-    Ok(())
 }
 
 /// What cannot be removed because its namespace is gone is removed.

@@ -86,13 +86,12 @@ impl<K: Kernel, S: Store> Context<K, S> {
         tokio::time::timeout(within, self.step(Step::Turn)).await.is_ok_and(|turned| turned.is_ok())
     }
 
-    /// Detaches: out of DNS first, then out of the kernel. Returns when nothing is left of it.
+    /// Detaches: returns when the end is on disk, published, and out of DNS. The kernel follows at once, and a failure
+    /// there is tried again; an attach into the same container waits for it.
     pub async fn detach(self, mut entry: Entry) -> Result<(), Refusal> {
         entry.state = MemberState::Released;
         self.store.put(&entry).await.map_err(|e| unwritten(&e))?;
-        let revision = self.step(|reply| Step::Release(entry.member.clone(), reply)).await?;
-        self.built(revision, Instant::now() + ATTACH_BOUND).await?;
-        Ok(())
+        self.step(|reply| Step::Release(entry.member.clone(), reply)).await.map(|_| ())
     }
 
     /// Step 1: the namespace, and that nothing in it is in the way.

@@ -81,6 +81,12 @@ impl Client {
         self.call(Method::GET, path, Bytes::new())
     }
 
+    /// Reads a text.
+    pub fn text(&self, path: &str) -> Result<String, Failure> {
+        let answer = self.send(Method::GET, path, Bytes::new())?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
     /// Makes something.
     pub fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
         let body = serde_json::to_vec(body).map_err(|e| Failure::new(e.to_string()))?;

@@ -11,7 +11,7 @@ use gossip::record::NetworkRecord;
 use gossip::{KnownHost, View};
 use serde::de::DeserializeOwned;
 
-use super::turns::Turns;
+use super::turns::{Lasting, Turns};
 use super::{Entry, Store, Stored};
 
 /// A directory: `members/<member>.json`, `networks/<network>.json`, `docker/<Docker's id>`, `generation`, `starts`,
@@ -157,7 +157,12 @@ impl Store for DirStore {
     async fn put(&self, entry: &Entry) -> io::Result<()> {
         let (path, bytes) = (self.member_path(&entry.member), serde_json::to_vec(entry)?);
         let (turns, turn) = (self.turns.clone(), self.turns.take());
-        blocking(move || turns.replace(turn, &path, &bytes, true)).await
+        blocking(move || {
+            // Which of two states a power cut leaves is all one: the next boot releases either.
+            let lasting = if path.exists() { Lasting::Content } else { Lasting::Name };
+            turns.replace(turn, &path, &bytes, lasting)
+        })
+        .await
     }
 
     async fn remove(&self, member: &MemberId) -> io::Result<()> {
@@ -169,7 +174,7 @@ impl Store for DirStore {
     async fn put_network(&self, network: NetworkId, claim: &NetworkRecord) -> io::Result<()> {
         let (path, bytes) = (self.network_path(network), serde_json::to_vec(claim)?);
         let (turns, turn) = (self.turns.clone(), self.turns.take());
-        blocking(move || turns.replace(turn, &path, &bytes, true)).await
+        blocking(move || turns.replace(turn, &path, &bytes, Lasting::Name)).await
     }
 
     async fn remove_network(&self, network: NetworkId) -> io::Result<()> {
@@ -180,7 +185,7 @@ impl Store for DirStore {
     async fn put_docker(&self, id: &str, network: NetworkId) -> io::Result<()> {
         let (path, text) = (self.docker_path(id)?, network.to_string());
         let (turns, turn) = (self.turns.clone(), self.turns.take());
-        blocking(move || turns.replace(turn, &path, text.as_bytes(), true)).await
+        blocking(move || turns.replace(turn, &path, text.as_bytes(), Lasting::Name)).await
     }
 
     fn docker(&self, id: &str) -> io::Result<Option<NetworkId>> {
@@ -198,17 +203,25 @@ impl Store for DirStore {
 
     fn set_generation(&self, generation: u64) -> io::Result<()> {
         let path = self.dir.join("generation");
-        self.turns.replace(self.turns.take(), &path, generation.to_string().as_bytes(), true)
+        self.turns.replace(self.turns.take(), &path, generation.to_string().as_bytes(), Lasting::Name)
     }
 
     fn set_starts(&self, starts: &[u64]) -> io::Result<()> {
         let text: Vec<String> = starts.iter().map(u64::to_string).collect();
-        self.turns.replace(self.turns.take(), &self.dir.join("starts"), text.join(" ").as_bytes(), false)
+        self.turns.replace(
+            self.turns.take(),
+            &self.dir.join("starts"),
+            text.join(" ").as_bytes(),
+            Lasting::Nothing,
+        )
     }
 
     async fn set_known(&self, own: &HostId, view: Arc<View>) -> io::Result<()> {
         let (path, own) = (self.dir.join(VIEW), own.clone());
         let (turns, turn) = (self.turns.clone(), self.turns.take());
-        blocking(move || turns.replace(turn, &path, &serde_json::to_vec(&view.known(&own))?, false)).await
+        blocking(move || {
+            turns.replace(turn, &path, &serde_json::to_vec(&view.known(&own))?, Lasting::Nothing)
+        })
+        .await
     }
 }

@@ -6,7 +6,7 @@ use std::fs;
 use gossip::id::NetworkId;
 use gossip::record::{MemberState, NetworkRecord};
 
-use super::turns::Turns;
+use super::turns::{Lasting, Turns};
 use super::{DirStore, Entry, MemoryStore, Store};
 use crate::project::fixtures;
 
@@ -160,7 +160,7 @@ fn keys_are_for_root_alone() {
     use std::os::unix::fs::MetadataExt as _;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.json");
-    Turns::default().replace(1, &path, b"{}", true).unwrap();
+    Turns::default().replace(1, &path, b"{}", Lasting::Name).unwrap();
     assert_eq!(fs::metadata(path).unwrap().mode() & 0o777, 0o600);
     assert!(!format!("{:?}", entry("00000000000000aa")).contains("7, 7"));
 }

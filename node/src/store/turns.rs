@@ -21,6 +21,17 @@ pub fn publish(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::rename(&beside, path)
 }
 
+/// What of a file outlives a power cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lasting {
+    /// Nothing in particular.
+    Nothing,
+    /// Its content is whole, the old one or the new one.
+    Content,
+    /// It is there, with the new content.
+    Name,
+}
+
 /// Who wrote which file last: of two writers at once, the one that was called later.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
@@ -35,18 +46,18 @@ impl Turns {
 
     /// Write beside, fsync, rename, fsync the directory: the file is the old or the new, never
     /// half, and never older than what was written in a later turn.
-    pub(super) fn replace(&self, turn: u64, path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
+    pub(super) fn replace(&self, turn: u64, path: &Path, bytes: &[u8], lasting: Lasting) -> io::Result<()> {
         let beside = path.with_extension(format!("{turn}.new"));
         let written = (|| {
             let mut file =
                 File::options().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
             file.write_all(bytes)?;
-            if durable {
+            if lasting != Lasting::Nothing {
                 file.sync_data()?;
             }
             self.put_in_place(turn, &beside, path)?;
             match path.parent() {
-                Some(parent) if durable => File::open(parent)?.sync_all(),
+                Some(parent) if lasting == Lasting::Name => File::open(parent)?.sync_all(),
                 _ => Ok(()),
             }
         })();

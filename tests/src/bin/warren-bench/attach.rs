@@ -106,6 +106,9 @@ fn region(dir: &Path, floor: f64) -> Vec<Row> {
         Row::told("attach, whole call, 3 hosts, p99", calls.p99()).at_most(250.0),
     ];
     let detached = Samples::new(detach_all(a, &serial));
+    let all: Vec<&Container> = serial.iter().collect();
+    let torn_down = until_gone(std::slice::from_ref(a), &all);
+    rows.push(Row::told(format!("{SERIAL} detaches in turn until nothing is left"), ms(torn_down)));
 
     let crowd: Vec<Container> = (1..=AT_ONCE).map(|n| a.bare_container(&format!("o-{n}"))).collect();
     rows.push(
