@@ -3,15 +3,18 @@
 //! A socket belongs to the namespace it was opened in: those of our own namespaces are kept, in a
 //! container's nothing of ours stays after an Op.
 
+mod apply;
 mod echo;
 mod inside;
 mod link;
 mod neighbour;
 pub mod nft;
+mod observe;
 pub(crate) mod probe;
 mod route;
 mod search;
 mod socket;
+mod underlay;
 mod watch;
 mod wireguard;
 
@@ -23,33 +26,21 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net};
-use netlink_packet_route::link::LinkAttribute;
-use tokio::time::Instant;
+pub use underlay::underlay_mtu;
 
 use crate::engine::Remote;
 use crate::error::Error;
 use crate::kernel::{
     Container, Echo, EchoFrom, EchoRequest, Found, Kernel, NetnsSource, Place, Problem, Traffic,
 };
-use crate::netlink::link::{BRIDGE, ETHERNET, LOOPBACK, VXLAN};
 use crate::netlink::socket::Rtnl;
 use crate::netlink::watch::Watch;
 use crate::netlink::wireguard::Wireguard;
 use crate::netns::{self, Namespaces};
-use crate::observed::{
-    Binding, Bridge, Ethernet, Observed, ObservedFabric, ObservedMember, ObservedNetwork, PortFlags, Vxlan,
-    port_name,
-};
-use crate::plan::{FabricChange, InsideChange, MemberChange, Op, Site};
-use crate::state::{Key, Mac, NetnsRef, Ours, Trace, Vtep};
-
-/// A namespace that was dropped lives on for a moment, and its VNI is in use as long.
-const LINGER: Duration = Duration::from_secs(2);
-/// How often a VNI is tried again meanwhile.
-const RETRY: Duration = Duration::from_millis(5);
+use crate::observed::{Observed, ObservedMember};
+use crate::plan::Op;
+use crate::state::{Key, NetnsRef, Ours, Trace};
 
 /// Who does WireGuard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,8 +70,6 @@ struct Host {
     cookie: u64,
     /// Whether the guard can be installed: the kernel's answer costs a transaction, and stays.
     nf_tables: bool,
-    /// When a VXLAN device went with its namespace.
-    dropped: Mutex<Option<Instant>>,
 }
 
 impl NetlinkKernel {
@@ -112,7 +101,6 @@ impl NetlinkKernel {
             wireguard,
             cookie: netns::cookie().map_err(failed)?,
             nf_tables: nft::supported(),
-            dropped: Mutex::default(),
         })))
     }
 
@@ -195,17 +183,9 @@ impl Kernel for NetlinkKernel {
     }
 
     async fn apply_all(&self, ops: &[Op]) -> Vec<Result<(), Error>> {
-        let mut results = Vec::with_capacity(ops.len());
-        loop {
-            let rest = ops[results.len()..].to_vec();
-            let done = self.blocking(move |host| Ok(host.apply_in_turn(&rest))).await;
-            results.append(&mut done.unwrap_or_else(|error| vec![Err(error)]));
-            if !matches!(results.last(), Some(Err(Error::VniInUse { .. }))) || !self.0.lingers() {
-                return results;
-            }
-            results.pop();
-            tokio::time::sleep(RETRY).await;
-        }
+        let ops = ops.to_vec();
+        let done = self.blocking(move |host| Ok(host.apply_in_turn(&ops))).await;
+        done.unwrap_or_else(|error| vec![Err(error)])
     }
 
     async fn watch(&self, ours: &Ours) {
@@ -244,319 +224,8 @@ impl Kernel for NetlinkKernel {
 }
 
 impl Host {
-    /// As many Ops as can be done in their order; what stands beside each other in one container is done in one visit.
-    fn apply_in_turn(&self, ops: &[Op]) -> Vec<Result<(), Error>> {
-        let mut results = Vec::with_capacity(ops.len());
-        while let Some(op) = ops.get(results.len()) {
-            match op {
-                Op::Inside { member, site, change, .. } if change.is_of_the_visit() => {
-                    let here = |op: &&Op| matches!(op, Op::Inside { site: other, change, .. } if other == site && change.is_of_the_visit());
-                    let changes = ops[results.len()..].iter().take_while(here).filter_map(Op::inside);
-                    let changes: Vec<&InsideChange> = changes.collect();
-                    results.append(&mut inside::visit(&self.wireguard, member, site, &changes));
-                }
-                op => results.push(self.apply(op)),
-            }
-            if results.last().is_some_and(Result::is_err) && ops[results.len() - 1].essential() {
-                break;
-            }
-        }
-        results
-    }
-
-    fn apply(&self, op: &Op) -> Result<(), Error> {
-        match op {
-            Op::Fabric { network, change } => self.apply_fabric(&fabric_name(network), change),
-            Op::Member { network, member, change } => {
-                self.apply_member(&fabric_name(network), &binding_name(member), member, change)
-            }
-            Op::Inside { member, site, change: InsideChange::Link(link), .. } => {
-                check_ifname(&site.ifname)?;
-                let binding = self.require(&binding_name(member))?;
-                self.wireguard.create(member, site, binding.as_fd(), link)
-            }
-            Op::Inside { member, site, change, .. } => {
-                check_ifname(&site.ifname)?;
-                inside::apply(&self.wireguard, member, site, change)
-            }
-        }
-    }
-
-    fn apply_fabric(&self, name: &str, change: &FabricChange) -> Result<(), Error> {
-        match change {
-            FabricChange::Namespace { alias } => self.namespace(name, alias),
-            FabricChange::DropNamespace => {
-                self.drop_namespace(name)?;
-                *lock(&self.dropped) = Some(Instant::now());
-                Ok(())
-            }
-            FabricChange::Bridge { mtu } => self.within(name, "make the bridge", |route| route.bridge(*mtu)),
-            FabricChange::Vxlan { vni, local, mtu } => self.vxlan(name, *vni, *local, *mtu),
-            FabricChange::DropVxlan => {
-                self.within(name, "remove the VXLAN device", |route| route.delete_link(VXLAN))
-            }
-            FabricChange::Port => self.vxlan_port(name),
-            FabricChange::Rows(rows) => self.within(name, "write rows", |route| {
-                let vxlan = route.index(VXLAN)?;
-                route.set_rows(vxlan, rows)
-            }),
-            FabricChange::DropRows(rows) => self.within(name, "remove rows", |route| {
-                let vxlan = route.index(VXLAN)?;
-                route.delete_rows(vxlan, rows)
-            }),
-        }
-    }
-
-    fn apply_member(
-        &self,
-        fabric: &str,
-        binding: &str,
-        member: &str,
-        change: &MemberChange,
-    ) -> Result<(), Error> {
-        let port = port_name(member);
-        match change {
-            MemberChange::Namespace { alias } => self.namespace(binding, alias),
-            MemberChange::DropNamespace => {
-                self.wireguard.forget(member);
-                self.drop_namespace(binding)
-            }
-            MemberChange::Veth { mac, mtu } => self.veth(fabric, binding, &port, *mac, *mtu),
-            MemberChange::Port => {
-                self.within(fabric, "make a port", |route| route.port(&port, PortFlags::MEMBER))
-            }
-            MemberChange::LocalRow { mac } => self.within(fabric, "write a member's row", |route| {
-                let index = route.index(&port)?;
-                route.set_local_row(index, *mac)
-            }),
-            MemberChange::DropLocalRow { mac } => self.within(fabric, "remove a member's row", |route| {
-                let index = route.index(&port)?;
-                route.delete_local_row(index, *mac)
-            }),
-            MemberChange::Ethernet { address } => {
-                self.within(binding, "set the binding's address", |route| ethernet(route, *address))
-            }
-            MemberChange::Neighbours(rows) => self.within(binding, "write neighbours", |route| {
-                let index = route.index(ETHERNET)?;
-                route.set_neighbours(index, rows)
-            }),
-            MemberChange::DropNeighbours(rows) => self.within(binding, "remove neighbours", |route| {
-                let index = route.index(ETHERNET)?;
-                route.delete_neighbours(index, rows)
-            }),
-        }
-    }
-
-    /// A namespace of ours with its sysctls, before any link is in it.
-    fn namespace(&self, name: &str, alias: &str) -> Result<(), Error> {
-        let netns = self.namespaces.create(name)?;
-        let failed = |error| Error::kernel(format!("set up the network namespace {name}"), error);
-        netns::enter(netns.as_fd(), netns::quieten).and_then(|done| done).map_err(failed)?;
-        self.within(name, "bring up lo", |route| {
-            let index = route.index(LOOPBACK)?;
-            route.set_link(index, vec![LinkAttribute::IfAlias(alias.to_owned())], true)
-        })
-    }
-
-    fn sweep(&self, ours: &Ours) -> Result<(), Error> {
-        let ids = ours.networks.values().flat_map(|members| members.keys().map(String::as_str));
-        self.wireguard.retain(&ids.collect());
-        let members = ours.networks.values().flat_map(|members| members.keys().map(|id| binding_name(id)));
-        let named: BTreeSet<String> =
-            ours.networks.keys().map(|name| fabric_name(name)).chain(members).collect();
-        for name in self.namespaces.names()? {
-            // An agent that was killed before the mount leaves a file that is no namespace yet.
-            let half_made = !named.contains(&name) || self.namespaces.open(&name).is_ok_and(|n| n.is_none());
-            if half_made {
-                tracing::warn!(name, "a namespace that the journal does not name, or half made: removed");
-                self.drop_namespace(&name)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn drop_namespace(&self, name: &str) -> Result<(), Error> {
-        drop(lock(&self.sockets).remove(name));
-        self.namespaces.remove(name)
-    }
-
-    fn vxlan(&self, name: &str, vni: u32, local: Vtep, mtu: u32) -> Result<(), Error> {
-        if let Some(link) = self.within(name, "look for the VXLAN device", |route| route.link(VXLAN))? {
-            return self.within(name, "change the VXLAN device", |route| {
-                route.change_vxlan(link.index, local.address, mtu)
-            });
-        }
-        let target = self.require(name)?;
-        let born = lock(&self.underlay).create_vxlan(target.as_fd(), vni, local, mtu);
-        born.map_err(|error| match error.raw_os_error() {
-            Some(libc::EEXIST) => Error::VniInUse { vni, port: local.port },
-            Some(libc::EADDRINUSE) => Error::PortInUse { port: local.port },
-            Some(libc::EOPNOTSUPP) => Error::NoVxlan,
-            _ => Error::kernel(format!("make the VXLAN device of {name}"), error),
-        })
-    }
-
-    /// Its UDP socket is opened when it comes up.
-    fn vxlan_port(&self, name: &str) -> Result<(), Error> {
-        let link = self.within(name, "look for the VXLAN device", |route| route.link(VXLAN))?;
-        let port = link.and_then(|link| link.vxlan).map_or(0, |vxlan| vxlan.port);
-        let up = self.within(name, "bring up the VXLAN device", |route| route.port(VXLAN, PortFlags::VXLAN));
-        up.map_err(|error| match error {
-            Error::Netlink { source, .. } if source.raw_os_error() == Some(libc::EADDRINUSE) => {
-                Error::PortInUse { port }
-            }
-            error => error,
-        })
-    }
-
-    fn veth(&self, fabric: &str, binding: &str, port: &str, mac: Mac, mtu: u32) -> Result<(), Error> {
-        let outer = self.within(fabric, "look for a port", |route| route.link(port))?;
-        let inner = self.within(binding, "look for eth0", |route| route.link(ETHERNET))?;
-        if let (Some(outer), Some(inner)) = (&outer, &inner) {
-            self.within(fabric, "set a port's MTU", |route| {
-                route.set_link(outer.index, vec![LinkAttribute::Mtu(mtu)], false)
-            })?;
-            return self.within(binding, "set eth0's MAC and MTU", |route| {
-                let mut attributes = vec![LinkAttribute::Mtu(mtu)];
-                // Even the same MAC set again would flush the neighbours.
-                if inner.mac != Some(mac) {
-                    attributes.push(LinkAttribute::Address(mac.0.to_vec()));
-                }
-                route.set_link(inner.index, attributes, false)
-            });
-        }
-        // One end without the other is of a namespace that is on its way out.
-        self.within(fabric, "remove a stray port", |route| route.delete_link(port))?;
-        self.within(binding, "remove a stray eth0", |route| route.delete_link(ETHERNET))?;
-        let target = self.require(binding)?;
-        self.within(fabric, "make a veth", |route| route.create_veth(port, target.as_fd(), mac, mtu))
-    }
-
     fn underlay_mtu(&self, address: IpAddr) -> Result<u32, Error> {
-        mtu_at(&mut lock(&self.underlay), address)
-    }
-
-    fn lingers(&self) -> bool {
-        lock(&self.dropped).is_some_and(|at| at.elapsed() < LINGER)
-    }
-
-    fn observe(&self, ours: &Ours) -> Result<Observed, Error> {
-        let mut observed = Observed::default();
-        for (name, traces) in &ours.networks {
-            let mut network = ObservedNetwork { fabric: self.observe_fabric(name)?, ..Default::default() };
-            network.members = self.observe_members(traces)?;
-            observed.networks.insert(name.clone(), network);
-        }
-        Ok(observed)
-    }
-
-    fn observe_members(
-        &self,
-        traces: &BTreeMap<String, Trace>,
-    ) -> Result<BTreeMap<String, ObservedMember>, Error> {
-        let member = |(id, trace): (&String, &Trace)| -> Result<(String, ObservedMember), Error> {
-            let site = Site { netns: trace.netns.clone(), ifname: trace.ifname.clone() };
-            let inside = inside::observe(&self.wireguard, id, &site, &trace.beside)?;
-            Ok((id.clone(), ObservedMember { binding: self.observe_binding(id)?, inside }))
-        };
-        traces.iter().map(member).collect()
-    }
-
-    fn observe_fabric(&self, network: &str) -> Result<Option<ObservedFabric>, Error> {
-        let name = fabric_name(network);
-        let Some(quiet) = self.is_quiet(&name)? else { return Ok(None) };
-        let look = |route: &mut Rtnl| -> io::Result<ObservedFabric> {
-            let mut links = route.links()?;
-            let bridge = links.remove(BRIDGE);
-            let index = bridge.as_ref().map(|bridge| bridge.index);
-            let vxlan = links.remove(VXLAN);
-            let (device, port) =
-                vxlan.as_ref().map_or((0, 0), |link| (link.index, link.vxlan.map_or(0, |vxlan| vxlan.port)));
-            let table = route.forwarding(device, port)?;
-            let alias = links.remove(LOOPBACK).map(|lo| lo.alias).unwrap_or_default();
-            let names: BTreeMap<u32, &String> = links.values().map(|link| (link.index, &link.name)).collect();
-            let named = |(mac, port): (Mac, u32)| Some((mac, (*names.get(&port)?).clone()));
-            Ok(ObservedFabric {
-                alias,
-                quiet,
-                bridge: bridge.map(|link| Bridge { mtu: link.mtu, up: link.up, snooping: link.snooping }),
-                vxlan: vxlan.and_then(|link| {
-                    let is = link.vxlan?;
-                    let local = Vtep { address: is.local?, port: is.port };
-                    Some(Vxlan { vni: is.vni, local, learning: is.learning, port: link.port(index) })
-                }),
-                rows: table.remote,
-                local_rows: table.local.into_iter().filter_map(named).collect(),
-                ports: links.values().map(|link| (link.name.clone(), link.port(index))).collect(),
-            })
-        };
-        self.within(&name, "observe", look).map(Some)
-    }
-
-    fn observe_binding(&self, member: &str) -> Result<Option<Binding>, Error> {
-        let name = binding_name(member);
-        let Some(quiet) = self.is_quiet(&name)? else { return Ok(None) };
-        let look = |route: &mut Rtnl| -> io::Result<Binding> {
-            let mut links = route.links()?;
-            let alias = links.remove(LOOPBACK).map(|lo| lo.alias).unwrap_or_default();
-            let mut binding = Binding { alias, quiet, ..Binding::default() };
-            let Some(link) = links.remove(ETHERNET) else { return Ok(binding) };
-            let addresses = route.addresses()?.into_iter().filter_map(|(index, address)| match address {
-                IpNet::V4(address) if index == link.index => Some(address),
-                _ => None,
-            });
-            binding.ethernet = Some(Ethernet {
-                mac: link.mac.unwrap_or(Mac([0; 6])),
-                mtu: link.mtu,
-                up: link.up,
-                addresses: addresses.collect(),
-            });
-            binding.neighbours = route.neighbours(link.index)?;
-            Ok(binding)
-        };
-        self.within(&name, "observe", look).map(Some)
-    }
-
-    /// None without such a namespace.
-    fn is_quiet(&self, name: &str) -> Result<Option<bool>, Error> {
-        let Some(netns) = self.namespaces.open(name)? else { return Ok(None) };
-        let quiet = netns::enter(netns.as_fd(), netns::is_quiet);
-        quiet.map(Some).map_err(|error| Error::kernel(format!("enter {name}"), error))
-    }
-
-    fn traffic(&self, ours: &Ours) -> Vec<Traffic> {
-        let mut traffic = Vec::new();
-        for (network, traces) in &ours.networks {
-            for (member, trace) in traces {
-                let site = Site { netns: trace.netns.clone(), ifname: trace.ifname.clone() };
-                let exchanged = self.wireguard.traffic(member, &site).into_iter();
-                traffic.extend(exchanged.map(|is| Traffic {
-                    network: network.clone(),
-                    member: member.clone(),
-                    peer: is.peer,
-                    handshake: is.handshake,
-                    received: is.received,
-                    sent: is.sent,
-                }));
-            }
-        }
-        traffic
-    }
-
-    /// The namespaces of `ours` by path, and whose they are.
-    fn places(&self, ours: &Ours) -> BTreeMap<PathBuf, BTreeSet<Place>> {
-        let mut places: BTreeMap<PathBuf, BTreeSet<Place>> = BTreeMap::new();
-        let directory = &self.namespaces.directory;
-        for (network, traces) in &ours.networks {
-            let place = |member: Option<&String>| Place { network: network.clone(), member: member.cloned() };
-            places.entry(directory.join(fabric_name(network))).or_default().insert(place(None));
-            for (id, trace) in traces {
-                for path in [directory.join(binding_name(id)), trace.netns.path.clone()] {
-                    places.entry(path).or_default().insert(place(Some(id)));
-                }
-            }
-        }
-        places
+        underlay::mtu_at(&mut lock(&self.underlay), address)
     }
 
     fn echo(&self, request: &EchoRequest) -> Result<Echo, Error> {
@@ -598,52 +267,12 @@ impl Host {
     }
 }
 
-/// As [`Kernel::underlay_mtu`], in the calling thread's namespace and without a kernel of one's own. For threads that
-/// may block.
-///
-/// Errors: [`Error::NoSuchAddress`].
-pub fn underlay_mtu(address: IpAddr) -> Result<u32, Error> {
-    let mut route = Rtnl::here().map_err(|error| Error::kernel("open a netlink socket", error))?;
-    mtu_at(&mut route, address)
-}
-
-fn mtu_at(route: &mut Rtnl, address: IpAddr) -> Result<u32, Error> {
-    let failed = |error| Error::kernel("read the underlay's MTU", error);
-    let owner = route.addresses().map_err(failed)?.into_iter().find(|(_, net)| net.addr() == address);
-    let Some((index, _)) = owner else { return Err(Error::NoSuchAddress(address)) };
-    let links = route.links().map_err(failed)?;
-    let link = links.into_values().find(|link| link.index == index).map(|link| link.mtu);
-    let routes = route.routes().map_err(failed)?.into_iter();
-    let family = |net: IpNet| net.addr().is_ipv4() == address.is_ipv4();
-    let set = routes.filter(|route| route.index == Some(index) && family(route.destination));
-    link.into_iter().chain(set.filter_map(|route| route.mtu)).min().ok_or(Error::NoSuchAddress(address))
-}
-
-/// `eth0` up with exactly this address: the new one first, so that neighbours and socket stay.
-fn ethernet(route: &mut Rtnl, address: Ipv4Net) -> io::Result<()> {
-    let index = route.index(ETHERNET)?;
-    route.add_address(index, address.into())?;
-    let others =
-        route.addresses()?.into_iter().filter(|(of, other)| *of == index && *other != address.into());
-    for (_, other) in others.filter(|(_, other)| matches!(other, IpNet::V4(_))) {
-        route.delete_address(index, other)?;
-    }
-    route.set_link(index, vec![], true)
-}
-
 fn fabric_name(network: &str) -> String {
     format!("net-{network}")
 }
 
 fn binding_name(member: &str) -> String {
     format!("bind-{member}")
-}
-
-/// It becomes part of a path, and the kernel's rule is the same (dev_valid_name).
-fn check_ifname(name: &str) -> Result<(), Error> {
-    let allowed = |c: char| !c.is_whitespace() && !c.is_control() && !matches!(c, '/' | ':');
-    let good = (1..=15).contains(&name.len()) && name != "." && name != ".." && name.chars().all(allowed);
-    if good { Ok(()) } else { Err(Error::BadName(name.to_owned())) }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -281,14 +281,6 @@ impl Op {
             Op::Inside { change, .. } => change.essential(),
         }
     }
-
-    /// What it does in a container.
-    pub(crate) fn inside(&self) -> Option<&InsideChange> {
-        match self {
-            Op::Inside { change, .. } => Some(change),
-            Op::Fabric { .. } | Op::Member { .. } => None,
-        }
-    }
 }
 
 impl InsideChange {

@@ -10,6 +10,7 @@ use netlink_packet_route::link::LinkAttribute;
 
 use crate::error::Error;
 use crate::kernel::{Container, Route};
+use crate::netlink::apply::check_ifname;
 use crate::netlink::link::{LOOPBACK, Seen};
 use crate::netlink::nft;
 use crate::netlink::socket::Rtnl;
@@ -27,6 +28,7 @@ pub(crate) fn apply(
     site: &Site,
     change: &InsideChange,
 ) -> Result<(), Error> {
+    check_ifname(&site.ifname)?;
     match change {
         InsideChange::DropLink => wireguard.remove(member, site),
         InsideChange::Peers(peers) => wireguard.set_peers(member, site, peers),
@@ -44,6 +46,9 @@ pub(crate) fn visit(
     site: &Site,
     changes: &[&InsideChange],
 ) -> Vec<Result<(), Error>> {
+    if let Err(error) = check_ifname(&site.ifname) {
+        return vec![Err(error)];
+    }
     let done = site.netns.enter(|| {
         let mut visit = Visit { wireguard, member, site, route: None };
         in_turn(changes, |change| visit.make(change))

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tests::ids::{AP, PN, PN2};
 use tests::traffic::ask_tcp;
-use tests::wait::{eventually, seconds, timed};
+use tests::wait::{eventually, pause, seconds, timed};
 use tests::{Attached, Container, Host, Lab, lab};
 
 use crate::floor::{Floor, Took};
@@ -109,6 +109,8 @@ fn region(dir: &Path, floor: f64) -> Vec<Row> {
     let all: Vec<&Container> = serial.iter().collect();
     let torn_down = until_gone(std::slice::from_ref(a), &all);
     rows.push(Row::told(format!("{SERIAL} detaches in turn until nothing is left"), ms(torn_down)));
+    // The kernel takes namespaces apart after they are gone, and holds RTNL meanwhile: not what is measured next.
+    pause(seconds(3));
 
     let crowd: Vec<Container> = (1..=AT_ONCE).map(|n| a.bare_container(&format!("o-{n}"))).collect();
     rows.push(
