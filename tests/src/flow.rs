@@ -12,8 +12,10 @@ use crate::wait::{clock, paced, seconds};
 
 /// What every block begins with: whoever sees it on the underlay has seen through the encryption.
 pub const MARK: &[u8] = b"a-block-of-a-flow-in-clear";
-/// How long one block may be on its way: TCP doubles its pauses while nothing passes, and goes on after them.
-const PATIENCE: Duration = seconds(120);
+/// How long one block may be on its way: while nothing passes TCP doubles its pauses, and tries again at their end only.
+const PATIENCE: Duration = seconds(900);
+/// The longest of those pauses (TCP_RTO_MAX), and a little.
+pub const PAUSE: Duration = seconds(130);
 
 /// Blocks to an [`crate::traffic::Echo`] over one connection until it is stopped.
 pub struct Flow {
@@ -37,6 +39,11 @@ impl Flow {
     /// How many blocks have come back.
     pub fn rounds(&self) -> usize {
         self.rounds.load(Ordering::Relaxed)
+    }
+
+    /// It broke.
+    pub fn broke(&self) -> bool {
+        self.thread.is_finished()
     }
 
     /// Ends it: the longest time that a block took.

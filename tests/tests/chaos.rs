@@ -12,7 +12,7 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use rand::seq::IteratorRandom as _;
 use tests::chaos::Chaos;
-use tests::flow::{Flow, MARK};
+use tests::flow::{Flow, MARK, PAUSE};
 use tests::footprint::Footprint;
 use tests::ids::{AP, PN};
 use tests::pulse::Pulse;
@@ -36,13 +36,20 @@ fn is_clear(frame: &Frame) -> bool {
     frame.contains(MARK) || matches!(frame.kind(), Kind::Other(_))
 }
 
+/// A connection from one member to another, by their numbers.
+type Pair = (usize, usize);
+
+/// Waits until a few more blocks have passed on each; a path that works may have to wait for TCP's next attempt.
 #[track_caller]
-fn all_move_on(flows: &[Flow], what: &str) {
-    let before: Vec<usize> = flows.iter().map(Flow::rounds).collect();
-    eventually(seconds(90), what, || {
-        let moved = flows.iter().zip(&before).map(|(flow, before)| flow.rounds() - before);
-        let stuck: Vec<usize> =
-            moved.enumerate().filter(|(_, rounds)| *rounds < 5).map(|(flow, _)| flow).collect();
+fn all_move_on(flows: &[(Pair, Flow)], what: &str) {
+    let before: Vec<usize> = flows.iter().map(|(_, flow)| flow.rounds()).collect();
+    eventually(PAUSE, what, || {
+        let all = flows.iter().zip(&before);
+        // What broke says why when it is stopped.
+        let stuck: Vec<&Pair> = all
+            .filter(|((_, flow), before)| flow.rounds() < *before + 3 && !flow.broke())
+            .map(|((pair, _), _)| pair)
+            .collect();
         want(stuck.is_empty(), stuck)
     });
 }
@@ -71,10 +78,8 @@ fn connections_outlive_what_chance_does_to_agents_engines_and_paths() {
     let sniffer = Sniffer::keep(lab.underlay(), None, is_clear);
     let pairs = (0..members.len()).flat_map(|from| (0..members.len()).map(move |to| (from, to)));
     let pairs = pairs.filter(|(from, to)| from != to).sample(&mut StdRng::seed_from_u64(seed), FLOWS);
-    let flows: Vec<Flow> = pairs
-        .iter()
-        .map(|(from, other)| Flow::start(containers[*from].netns(), to(*other), BLOCK, PERIOD))
-        .collect();
+    let flow = |(from, other): Pair| Flow::start(containers[from].netns(), to(other), BLOCK, PERIOD);
+    let flows: Vec<(Pair, Flow)> = pairs.iter().map(|pair| (*pair, flow(*pair))).collect();
     let pulses = [(0, 2), (2, 4), (4, 0)]
         .map(|(from, other)| Pulse::every(PERIOD, containers[from].netns(), to(other)));
     all_move_on(&flows, "all flow");
@@ -83,14 +88,21 @@ fn connections_outlive_what_chance_does_to_agents_engines_and_paths() {
     let mut chaos = Chaos::new(&hosts, seed);
     chaos.rage(duration);
     let told = chaos.calm();
+    // First that the paths are there, for whoever asks now.
+    for (from, other) in &pairs {
+        eventually(seconds(10), "a new connection comes about", || {
+            let name = containers[*from].ask_tcp(to(*other).ip(), PORT).map_err(|e| e.to_string())?;
+            want(name == containers[*other].name(), name)
+        });
+    }
     all_move_on(&flows, "all flow after it");
     let after = before.is_back(&hosts, &containers);
 
     let beats = pulses.map(Pulse::stop);
-    let rounds: usize = flows.iter().map(Flow::rounds).sum();
-    let longest = flows.into_iter().enumerate().map(|(number, flow)| {
-        flow.stop().unwrap_or_else(|e| panic!("seed {seed}: flow {number}, {:?}: {e}", pairs[number]))
-    });
+    let rounds: usize = flows.iter().map(|(_, flow)| flow.rounds()).sum();
+    let longest = flows
+        .into_iter()
+        .map(|(pair, flow)| flow.stop().unwrap_or_else(|e| panic!("seed {seed}: connection {pair:?}: {e}")));
     eprintln!("chaos: {told:?}; {rounds} blocks, the slowest took {:?}", longest.max().unwrap());
     eprintln!("chaos: {beats:?}\nchaos: before: {before}\nchaos: after: {after}");
     let clear = sniffer.stop();
