@@ -44,7 +44,8 @@ pub struct Stored {
 pub trait Store: Send + Sync + 'static {
     /// Everything that was stored. Damaged files are moved aside and named.
     fn load(&self) -> io::Result<Stored>;
-    /// Writes a journal entry; when this returns it survives a power cut.
+    /// Writes a journal entry; when this returns a new one survives a power cut, and of one that is replaced either
+    /// state does: the next boot releases it either way.
     fn put(&self, entry: &Entry) -> impl Future<Output = io::Result<()>> + Send;
     /// Ends a journal entry.
     fn remove(&self, member: &MemberId) -> impl Future<Output = io::Result<()>> + Send;
