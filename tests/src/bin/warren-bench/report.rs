@@ -144,7 +144,9 @@ pub fn table(rows: &[Row]) {
     }
     let with_target: Vec<bool> = rows.iter().filter_map(Row::ok).collect();
     let met = with_target.iter().filter(|ok| **ok).count();
-    println!("\n{met} of {} targets met", with_target.len());
+    if !with_target.is_empty() {
+        println!("\n{met} of {} targets met", with_target.len());
+    }
 }
 
 /// Appends the rows to a file of JSON lines.
