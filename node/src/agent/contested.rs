@@ -107,6 +107,9 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         if !matches!(found, Some(Err(Halt::Ask(..) | Halt::Later(..)))) {
             self.moving.remove(member);
         }
+        if let Some(Err(Halt::Refused(refusal))) = &found {
+            tracing::error!(%member, "contested: {refusal}");
+        }
         if let Some((entry, things)) = found.transpose()? {
             self.give(entry, things.address, things.ordinal);
         }

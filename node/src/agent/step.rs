@@ -213,18 +213,20 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         let (context, kernel) = (self.context.clone(), self.kernel.clone());
         self.watching = Some(self.tasks.spawn(async move {
             for entry in live {
-                if entry.is_held() {
-                    context.look_into_sandbox(&entry).await;
-                } else if entry.is_unfinished() && entry.is_named() {
-                    // The agent was restarted in between.
-                    if let Err(refusal) = context.finish(&entry.member).await {
-                        tracing::warn!(member = %entry.member, "not whole yet: {refusal}");
+                match due(&entry, kernel.alive(&entry.netns, entry.inode).await) {
+                    Due::Look => _ = context.look_into_sandbox(&entry).await,
+                    Due::Finish => {
+                        if let Err(refusal) = context.finish(&entry.member).await {
+                            tracing::warn!(member = %entry.member, "not whole yet: {refusal}");
+                        }
                     }
-                } else if !kernel.alive(&entry.netns, entry.inode).await {
-                    tracing::info!(member = %entry.member, container = %entry.container, "container is gone: detaching");
-                    if let Err(error) = context.clone().detach(entry).await {
-                        tracing::warn!("detach of a gone container: {error}");
+                    Due::Detach => {
+                        tracing::info!(member = %entry.member, container = %entry.container, "container is gone: detaching");
+                        if let Err(error) = context.clone().detach(entry).await {
+                            tracing::warn!("detach of a gone container: {error}");
+                        }
                     }
+                    Due::Nothing => {}
                 }
             }
         }));
@@ -268,5 +270,61 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 tracing::warn!("the last view was not kept: {error}");
             }
         });
+    }
+}
+
+/// What a look at a member's container calls for.
+#[derive(Debug, PartialEq)]
+enum Due {
+    /// Its runtime may have taken the interface meanwhile.
+    Look,
+    /// The agent was restarted between the two halves of its attach.
+    Finish,
+    /// The container is gone.
+    Detach,
+    Nothing,
+}
+
+/// `alive` says whether the namespace is there that the entry names: the host's own, as long as the interface is held.
+fn due(entry: &Entry, alive: bool) -> Due {
+    if entry.is_held() {
+        Due::Look
+    } else if !alive {
+        Due::Detach
+    } else if entry.is_unfinished() && entry.is_named() {
+        Due::Finish
+    } else {
+        Due::Nothing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gossip::record::MemberState;
+
+    use super::*;
+    use crate::project::fixtures;
+    use crate::store::Endpoint;
+
+    #[test]
+    fn a_container_that_is_gone_is_detached_whatever_was_left_to_do() {
+        let held = || Endpoint::Held { id: "e".into(), sandbox: "/run/s".into() };
+        let taken = || Endpoint::Taken { id: "e".into() };
+        for (state, endpoint, is_named, alive, expected) in [
+            (MemberState::Ready, None, true, true, Due::Nothing),
+            (MemberState::Ready, None, true, false, Due::Detach),
+            (MemberState::Joining, Some(held()), true, true, Due::Look),
+            (MemberState::Joining, Some(taken()), true, true, Due::Finish),
+            (MemberState::Joining, Some(taken()), true, false, Due::Detach),
+            (MemberState::Joining, Some(taken()), false, true, Due::Nothing),
+            (MemberState::Joining, Some(taken()), false, false, Due::Detach),
+            (MemberState::Ready, Some(taken()), true, true, Due::Nothing),
+        ] {
+            let mut entry = Entry { endpoint, ..fixtures::entry(1, state) };
+            if !is_named {
+                entry.app = Entry::nobody();
+            }
+            assert_eq!(due(&entry, alive), expected, "{:?}, named {is_named}, alive {alive}", entry.endpoint);
+        }
     }
 }

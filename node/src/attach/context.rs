@@ -188,9 +188,8 @@ impl<K: Kernel, S: Store> Context<K, S> {
     /// Gives a contested member other things; it keeps its key and its names.
     pub async fn settle(self, member: MemberId) {
         let make = |told, reply| Step::Move(member.clone(), told, reply);
-        if let Err(refusal) = self.rounds(None, make).await {
-            tracing::error!(%member, "contested: {refusal}");
-        }
+        // The loop has said why it refused; else the agent stops.
+        let _ = self.rounds(None, make).await;
     }
 
     /// Steps 4 and 5, first half: a claimed member is journalled and built while the other hosts are asked whether

@@ -10,7 +10,7 @@ use gossip::quic::Quic;
 use netplumb::engine::privileges::raise_descriptors;
 use netplumb::{Kernel, NetlinkKernel};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
 use super::config::ConfigArgs;
 use super::log::LogArgs;
@@ -21,9 +21,8 @@ use crate::api::{Api, Served};
 use crate::attach::Context;
 use crate::config::Config;
 use crate::names::Kept;
-use crate::runtime::cdi;
 use crate::runtime::docker::Plugin;
-use crate::runtime::watch::Watchers;
+use crate::runtime::{cdi, watch};
 use crate::store::{DirStore, Store};
 
 #[derive(Debug, clap::Args)]
@@ -140,11 +139,15 @@ async fn serve(
             .inspect_err(|error| tracing::error!("containers of Docker cannot join by themselves: {error:#}"))
             .ok()
     });
-    let watchers = Watchers::start(&served, &config.watch);
-    let devices = config.cdi.clone().zip(std::env::current_exe().ok()).map(|(file, warren)| {
+    // They end when it is dropped.
+    let mut followers = JoinSet::new();
+    for socket in &config.watch {
+        followers.spawn(watch::follow(served.clone(), socket.clone()));
+    }
+    if let Some((file, warren)) = config.cdi.clone().zip(std::env::current_exe().ok()) {
         let hook = cdi::Hook { warren, socket: config.socket() };
-        tokio::spawn(cdi::follow(file, hook, agent.snapshot.clone()))
-    });
+        followers.spawn(cdi::follow(file, hook, agent.snapshot.clone()));
+    }
     let socket = inherited.listener(&config.socket());
     let lasting = socket.is_some();
     let api = Api::serve(served, socket).await?;
@@ -153,12 +156,11 @@ async fn serve(
     tokio::select! {
         _ = stop.recv() => {}
         _ = interrupt.recv() => {}
-        () = watch(&agent.context) => {}
+        () = tell_watchdog(&agent.context) => {}
     }
     tracing::info!("stopping");
     service::stopping();
-    drop((api, plugin, watchers));
-    devices.iter().for_each(JoinHandle::abort);
+    drop((api, plugin, followers));
     agent.stop().await;
     if !lasting {
         let _ = std::fs::remove_file(config.socket());
@@ -167,7 +169,7 @@ async fn serve(
 }
 
 /// Tells the watchdog, as long as the agent's loop turns; does not return.
-async fn watch<K: Kernel, S: Store>(context: &Context<K, S>) {
+async fn tell_watchdog<K: Kernel, S: Store>(context: &Context<K, S>) {
     let Some(period) = service::watchdog() else { return std::future::pending().await };
     let mut beat = tokio::time::interval(period);
     loop {

@@ -32,6 +32,7 @@ pub struct Hook {
 /// started while no agent runs is refused by the hook, which says why.
 pub async fn follow(file: PathBuf, hook: Hook, mut snapshot: watch::Receiver<Snapshot>) {
     let mut written = None;
+    let mut told = None;
     while snapshot.changed().await.is_ok() {
         let networks = {
             let now = snapshot.borrow_and_update();
@@ -42,9 +43,12 @@ pub async fn follow(file: PathBuf, hook: Hook, mut snapshot: watch::Receiver<Sna
             && written.as_ref() != Some(&networks)
         {
             match write(&file, &hook, &networks) {
-                Ok(()) => written = Some(networks),
+                Ok(()) => (written, told) = (Some(networks), None),
+                // Said once: it is tried again whenever the region changes.
+                Err(error) if told == Some(error.kind()) => {}
                 Err(error) => {
-                    tracing::warn!("devices for containers: cannot write {}: {error}", file.display())
+                    tracing::warn!("devices for containers: cannot write {}: {error}", file.display());
+                    told = Some(error.kind());
                 }
             }
         }

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use gossip::id::NetworkId;
 use netplumb::Kernel;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::docker::engine::{Container, Engine, Starts};
@@ -24,27 +23,9 @@ const RECONNECT: Duration = Duration::from_secs(2);
 /// How soon a container that could not be attached is tried again, at first and at last.
 const AGAIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(30)];
 
-/// The watchers of this host's engines; they end when dropped.
-pub struct Watchers(Vec<JoinHandle<()>>);
-
-impl Drop for Watchers {
-    fn drop(&mut self) {
-        for task in &self.0 {
-            task.abort();
-        }
-    }
-}
-
-impl Watchers {
-    /// Watches the engines at these sockets, Docker's or Podman's, whether they run already or not.
-    pub fn start<K: Kernel, S: Store + Clone>(served: &Served<K, S>, sockets: &[PathBuf]) -> Watchers {
-        let watch = |socket: &PathBuf| {
-            let watcher =
-                Watcher { served: served.clone(), engine: Engine::new(socket), failed: BTreeMap::new() };
-            tokio::spawn(watcher.run())
-        };
-        Watchers(sockets.iter().map(watch).collect())
-    }
+/// Watches the engine at a socket, Docker's or Podman's, whether it runs already or not. It does not return.
+pub async fn follow<K: Kernel, S: Store + Clone>(served: Served<K, S>, socket: PathBuf) {
+    Watcher { served, engine: Engine::new(&socket), failed: BTreeMap::new() }.run().await;
 }
 
 /// A container that could not be attached.
