@@ -1,4 +1,5 @@
-//! WireGuard in userspace, for kernels without it: one thread serves all interfaces of a host.
+//! WireGuard in userspace, for kernels without it: one thread serves all interfaces of a host, or several do, each its
+//! own.
 //!
 //! The protocol is `boringtun::noise::Tunn`, which does no IO. gotatun's is as good and better kept,
 //! but boringtun has the simpler licence (BSD-3-Clause), takes and gives plain slices, and was 5 %
@@ -7,7 +8,7 @@
 //!
 //! It never reads routes or addresses of the kernel, and never moves an endpoint.
 //!
-//! [`Engine`] is the thread with its interfaces. It lives in a process of its own ([`Process`]) that outlives the
+//! [`Engine`] is the threads with their interfaces. It lives in a process of its own ([`Process`]) that outlives the
 //! agent; [`Remote`] is the agent's end of it. Each of the two holds every descriptor and gives them back to the
 //! other's successor, so that either may die or be upgraded; nothing is stored. DNS sockets are held the same way.
 
@@ -23,6 +24,7 @@ mod process;
 mod protocol;
 mod remote;
 mod segments;
+mod shard;
 #[cfg(test)]
 mod tests;
 mod trains;
@@ -36,11 +38,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Sender};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -48,11 +47,12 @@ use self::datagrams::Socket;
 pub use self::datagrams::open_udp;
 use self::device::Tun;
 pub use self::device::{Framing, netns_of, open_tun};
-use self::event_loop::{Command, EventLoop, Port, Ports};
+use self::event_loop::{Port, Ports};
 pub use self::process::Process;
 pub use self::protocol::PeerConfig;
 use self::protocol::{OLDEST, VERSION};
 pub use self::remote::{Facts, Remote};
+use self::shard::Shard;
 use self::tunnels::Tunnels;
 pub use self::uapi::DIRECTORY as UAPI_DIRECTORY;
 use crate::state::{Key, PrivateKey};
@@ -133,8 +133,8 @@ pub enum EngineError {
     /// More peers than boringtun's 24-bit index can name.
     #[error("the interface {0} has 2^24 peers already: remove some first")]
     Full(String),
-    /// The thread ended, which it does only by a failure of epoll or a bug.
-    #[error("the engine's thread has ended: start another engine")]
+    /// A thread ended, which it does only by a failure of epoll or a bug.
+    #[error("a thread of the engine has ended: start another engine")]
     Ended,
     /// The process that holds our descriptors is of a build too far from this one.
     #[error(
@@ -156,115 +156,124 @@ pub enum EngineError {
     Io(#[from] io::Error),
 }
 
-/// The handle of the engine's thread, which ends when this is dropped. Calls wait for the thread to
-/// answer, well under a millisecond.
+/// The handle of the engine's threads, which end when this is dropped. Calls wait for a thread to answer, well under a
+/// millisecond.
+///
+/// An interface stays on the thread it was born on, and threads share nothing: what passes between two interfaces of one
+/// host goes through the kernel, as between hosts.
 pub struct Engine {
-    /// None only while dropping.
-    commands: Option<Sender<Command>>,
-    wake: Arc<OwnedFd>,
-    thread: Option<JoinHandle<()>>,
+    /// One at least.
+    shards: Vec<Shard>,
+    /// How many of them new interfaces are spread over.
+    threads: usize,
+    /// On which of them each interface is.
+    places: BTreeMap<String, usize>,
 }
 
 impl Engine {
-    /// Starts the thread.
+    /// Starts one thread.
     pub fn start() -> io::Result<Engine> {
-        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let (commands, receiver) = mpsc::channel();
-        let event_loop = EventLoop::new(wake.clone(), receiver)?;
-        let thread =
-            std::thread::Builder::new().name("wireguard".to_owned()).spawn(move || event_loop.run())?;
-        Ok(Engine { commands: Some(commands), wake, thread: Some(thread) })
+        Ok(Engine { shards: vec![Shard::start(0)?], threads: 1, places: BTreeMap::new() })
+    }
+
+    /// Spreads new interfaces over so many threads, one at least. Those that are there stay where they are.
+    ///
+    /// # Errors
+    /// A thread could not be started: it is as if as many had been asked for as there are.
+    pub fn spread(&mut self, threads: usize) -> io::Result<()> {
+        self.threads = threads.clamp(1, self.shards.len());
+        while self.threads < threads {
+            self.shards.push(Shard::start(self.threads)?);
+            self.threads += 1;
+        }
+        Ok(())
     }
 
     /// Serves `interface` under the name `id`. No packet is taken before all `peers` are known.
-    pub fn add(&self, id: &str, interface: Interface, peers: Vec<PeerConfig>) -> Result<(), EngineError> {
+    pub fn add(&mut self, id: &str, interface: Interface, peers: Vec<PeerConfig>) -> Result<(), EngineError> {
+        if self.places.contains_key(id) {
+            return Err(EngineError::Exists(id.to_owned()));
+        }
         let Interface { tun, udp, private_key, mtu, address, address6 } = interface;
         let tunnels = Tunnels::new(&private_key, mtu, address, address6, Instant::now());
         let port = Box::new(Port::new(Tun::new(tun)?, Socket::new(udp)?, tunnels));
-        let id = id.to_owned();
-        let added = self.call(move |ports| {
-            ports.add(&id, port)?;
-            peers.iter().try_for_each(|peer| ports.set_peer(&id, peer)).map_err(|error| (error, None))
+        let (place, name) = (self.emptiest(), id.to_owned());
+        self.places.insert(id.to_owned(), place);
+        let added = self.shards[place].call(move |ports| {
+            ports.add(&name, port)?;
+            peers.iter().try_for_each(|peer| ports.set_peer(&name, peer)).map_err(|error| (error, None))
         });
-        added.ok_or(EngineError::Ended)?.map_err(|(error, _port)| error)
+        let added = added.ok_or(EngineError::Ended).and_then(|added| added.map_err(|(error, _port)| error));
+        added.inspect_err(|_| self.remove(id))
+    }
+
+    /// The thread with the fewest interfaces, the first of several.
+    fn emptiest(&self) -> usize {
+        let served = |place: &usize| self.places.values().filter(|other| *other == place).count();
+        (0..self.threads).min_by_key(served).unwrap_or_default()
     }
 
     /// Forgets the interface and closes its descriptors here, on the calling thread: closing a TUN's
     /// last one holds RTNL for about 16 ms, which no other interface shall wait for.
-    pub fn remove(&self, id: &str) {
-        let id = id.to_owned();
-        drop(self.call(move |ports| ports.remove(&id)));
+    pub fn remove(&mut self, id: &str) {
+        if let Some(place) = self.places.remove(id) {
+            let id = id.to_owned();
+            drop(self.shards[place].call(move |ports| ports.remove(&id)));
+        }
     }
 
     /// Adds peers, or changes their endpoints and addresses and keeps their sessions. An allowed address that
     /// another peer had moves to this one, as in the kernel.
     pub fn set_peers(&self, id: &str, peers: Vec<PeerConfig>) -> Result<(), EngineError> {
-        let id = id.to_owned();
-        self.call(move |ports| peers.iter().try_for_each(|peer| ports.set_peer(&id, peer)))
+        if !self.places.contains_key(id) {
+            return Err(EngineError::NoInterface(id.to_owned()));
+        }
+        self.call(id, move |ports, id| peers.iter().try_for_each(|peer| ports.set_peer(id, peer)))
             .unwrap_or(Err(EngineError::Ended))
     }
 
     /// Changes how long a padded packet may be.
     pub fn set_mtu(&self, id: &str, mtu: u32) {
-        let id = id.to_owned();
-        self.call(move |ports| ports.set_mtu(&id, mtu));
+        self.call(id, move |ports, id| ports.set_mtu(id, mtu));
     }
 
     /// Changes the interface's own addresses, from which ICMP errors come.
     pub fn set_address(&self, id: &str, address: Ipv4Addr, address6: Option<Ipv6Addr>) {
-        let id = id.to_owned();
-        self.call(move |ports| ports.set_address(&id, address, address6));
+        self.call(id, move |ports, id| ports.set_address(id, address, address6));
     }
 
     /// Removes peers and their sessions.
     pub fn remove_peers(&self, id: &str, peers: Vec<Key>) {
-        let id = id.to_owned();
-        self.call(move |ports| peers.iter().for_each(|key| ports.remove_peer(&id, key)));
+        self.call(id, move |ports, id| peers.iter().for_each(|key| ports.remove_peer(id, key)));
     }
 
     /// The names of all interfaces.
-    pub fn ids(&self) -> Vec<String> {
-        self.call(|ports| ports.ids()).unwrap_or_default()
+    pub fn ids(&self) -> impl Iterator<Item = &str> {
+        self.places.keys().map(String::as_str)
+    }
+
+    /// The number of the thread that serves the interface.
+    pub fn thread_of(&self, id: &str) -> Option<usize> {
+        self.places.get(id).copied()
     }
 
     /// The interface as it was added, with what has changed since.
     pub fn interface(&self, id: &str) -> Option<Interface> {
-        let id = id.to_owned();
-        self.call(move |ports| ports.interface(&id))?
+        self.call(id, |ports, id| ports.interface(id))?
     }
 
     /// The interface with its peers, or None without such an interface.
     pub fn observe(&self, id: &str) -> Option<InterfaceState> {
-        let id = id.to_owned();
-        self.call(move |ports| ports.observe(&id))?
+        self.call(id, |ports, id| ports.observe(id))?
     }
 
-    /// Runs `work` on the engine's thread; None when that has ended.
-    fn call<R: Send + 'static>(&self, work: impl FnOnce(&mut Ports) -> R + Send + 'static) -> Option<R> {
-        let (reply, answer) = mpsc::sync_channel(1);
-        let command: Command = Box::new(move |ports| {
-            // A caller that no longer waits needs no answer.
-            let _ = reply.send(work(ports));
-        });
-        self.commands.as_ref()?.send(command).ok()?;
-        self.wake();
-        answer.recv().ok()
-    }
-
-    /// Can only fail by a full counter, and then the event is there already.
-    fn wake(&self) {
-        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
-    }
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        self.commands = None;
-        self.wake();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the WireGuard engine's thread had panicked");
-        }
+    /// Runs `work` on the interface's thread; None without such an interface, or when the thread has ended.
+    fn call<R: Send + 'static>(
+        &self,
+        id: &str,
+        work: impl FnOnce(&mut Ports, &str) -> R + Send + 'static,
+    ) -> Option<R> {
+        let (shard, id) = (&self.shards[*self.places.get(id)?], id.to_owned());
+        shard.call(move |ports| work(ports, &id))
     }
 }

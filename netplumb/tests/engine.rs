@@ -28,10 +28,17 @@ use wait::eventually;
 
 const LARGE: [Framing; 2] = [Framing::Large; 2];
 
+/// Two members have a thread each; in `engine_bulk` they share one.
+fn sharded() -> Engine {
+    let mut engine = Engine::start().unwrap();
+    engine.spread(2).unwrap();
+    engine
+}
+
 #[test]
 fn packets_of_all_sizes_pass_both_ways() {
-    let engine = Engine::start().unwrap();
-    let (a, b) = pair(&engine, LARGE);
+    let mut engine = sharded();
+    let (a, b) = pair(&mut engine, LARGE);
     for (from, to) in [(&a, "10.240.0.2"), (&b, "10.240.0.1"), (&a, "fd00:0:0:1::2")] {
         assert!(from.pings(to, ""), "{to}");
         assert!(from.pings(to, "-s 8000"), "{to}, in fragments");
@@ -47,8 +54,8 @@ fn packets_of_all_sizes_pass_both_ways() {
 
 #[test]
 fn a_packet_for_nobody_fails_the_connection_at_once() {
-    let engine = Engine::start().unwrap();
-    let (a, _b) = pair(&engine, LARGE);
+    let mut engine = sharded();
+    let (a, _b) = pair(&mut engine, LARGE);
     for to in ["10.240.2.2:80", "10.240.3.255:80", "10.240.0.0:80", "[fd00:0:0:1::99]:80"] {
         let start = Instant::now();
         let error = a.app.run(move || TcpStream::connect(to)).unwrap_err();
@@ -59,8 +66,8 @@ fn a_packet_for_nobody_fails_the_connection_at_once() {
 
 #[test]
 fn a_first_initiation_that_was_lost_costs_no_five_seconds() {
-    let engine = Engine::start().unwrap();
-    let (a, b) = strangers(&engine, LARGE);
+    let mut engine = sharded();
+    let (a, b) = strangers(&mut engine, LARGE);
     a.knows(&engine, &b, false);
     let (udp, echo) = (
         a.app.run(|| UdpSocket::bind("10.240.0.1:0").unwrap()),
@@ -81,8 +88,8 @@ fn a_first_initiation_that_was_lost_costs_no_five_seconds() {
 
 #[test]
 fn greeting_makes_the_session_before_any_packet() {
-    let engine = Engine::start().unwrap();
-    let (a, b) = strangers(&engine, LARGE);
+    let mut engine = sharded();
+    let (a, b) = strangers(&mut engine, LARGE);
     b.knows(&engine, &a, false);
     a.knows(&engine, &b, true);
     eventually("both sides have a session", || {
@@ -94,8 +101,8 @@ fn greeting_makes_the_session_before_any_packet() {
 
 #[test]
 fn a_forged_inner_source_is_dropped_and_counted() {
-    let engine = Engine::start().unwrap();
-    let (a, b) = pair(&engine, LARGE);
+    let mut engine = sharded();
+    let (a, b) = pair(&mut engine, LARGE);
     assert!(a.pings("10.240.0.2", ""));
     a.app.sh("ip addr add 10.240.0.77/32 dev lo");
     let socket = b.app.run(|| UdpSocket::bind("10.240.0.2:9").unwrap());
@@ -107,8 +114,8 @@ fn a_forged_inner_source_is_dropped_and_counted() {
 
 #[test]
 fn a_replay_from_another_address_moves_no_endpoint() {
-    let engine = Engine::start().unwrap();
-    let (a, b) = pair(&engine, LARGE);
+    let mut engine = sharded();
+    let (a, b) = pair(&mut engine, LARGE);
     // The attacker is on the path: b's endpoint is its socket, and it passes on what it hears.
     let attacker = Netns::new();
     b.bind.sh(&format!("ip link add eth1 type veth peer name eth0 netns {}", attacker.tid()));
@@ -136,8 +143,8 @@ fn a_replay_from_another_address_moves_no_endpoint() {
 
 #[test]
 fn a_removed_peer_is_cut_off_and_comes_back() {
-    let engine = Engine::start().unwrap();
-    let (a, b) = pair(&engine, LARGE);
+    let mut engine = sharded();
+    let (a, b) = pair(&mut engine, LARGE);
     assert!(a.pings("10.240.0.2", ""));
     engine.remove_peers(&b.id, vec![a.key()]);
     assert!(!a.pings("10.240.0.2", "-W 1"));
@@ -148,8 +155,8 @@ fn a_removed_peer_is_cut_off_and_comes_back() {
 
 #[test]
 fn names_are_added_once_and_unknown_ones_are_an_error() {
-    let engine = Engine::start().unwrap();
-    let (a, b) = pair(&engine, LARGE);
+    let mut engine = sharded();
+    let (a, b) = pair(&mut engine, LARGE);
     let udp: OwnedFd = a.bind.run(|| UdpSocket::bind("0.0.0.0:0").unwrap()).into();
     let (tun, udp) = (Arc::new(a.bind.run(|| open_tun("wg9", Framing::Large).unwrap())), Arc::new(udp));
     let again =
@@ -169,12 +176,42 @@ fn names_are_added_once_and_unknown_ones_are_an_error() {
 }
 
 #[test]
+fn an_interface_stays_on_the_thread_it_was_born_on() {
+    let mut engine = Engine::start().unwrap();
+    let mut born = Vec::new();
+    // How many threads it is told of, who goes, and where the next one is served.
+    let steps: [(usize, &[u8], usize); 9] = [
+        (1, &[], 0),
+        (1, &[], 0),
+        (2, &[], 1),
+        (2, &[], 1),
+        (3, &[], 2),
+        (1, &[], 0),
+        (0, &[], 0),
+        (3, &[3, 4], 1),
+        (3, &[1, 2, 6, 7], 0),
+    ];
+    for (number, (threads, gone, thread)) in (1..).zip(steps) {
+        engine.spread(threads).unwrap();
+        gone.iter().for_each(|number| engine.remove(&format!("m{number}")));
+        born.retain(|(member, _): &(Member, usize)| engine.thread_of(&member.id).is_some());
+        let member = Member::new(number);
+        member.serve(&mut engine, Framing::Large);
+        born.push((member, thread));
+        for (member, thread) in &born {
+            assert_eq!(engine.thread_of(&member.id), Some(*thread), "{} of {number}", member.id);
+            assert!(engine.observe(&member.id).is_some());
+        }
+    }
+}
+
+#[test]
 fn a_namespace_that_dies_takes_its_tun_but_not_the_thread() {
-    let engine = Engine::start().unwrap();
-    let (a, b) = pair(&engine, LARGE);
+    let mut engine = sharded();
+    let (a, b) = pair(&mut engine, LARGE);
     assert!(a.pings("10.240.0.2", ""));
     let (c, id) = (Member::new(3), "m3");
-    c.serve(&engine, Framing::Large);
+    c.serve(&mut engine, Framing::Large);
     let Member { app, bind, .. } = c;
     drop(app);
     assert!(engine.observe(id).is_some());
@@ -187,10 +224,10 @@ fn a_namespace_that_dies_takes_its_tun_but_not_the_thread() {
 
 #[test]
 fn it_interoperates_with_wireguard_go() {
-    let engine = Engine::start().unwrap();
+    let mut engine = sharded();
     let (a, b) = (Member::new(1), Member::new(2));
     join(&a.bind, "192.0.2.1/24", &b.bind, "192.0.2.2/24");
-    a.serve(&engine, Framing::Large);
+    a.serve(&mut engine, Framing::Large);
     a.knows(&engine, &b, false);
 
     let name = format!("wgo{}", std::process::id());

@@ -38,12 +38,17 @@ fn assert_unharmed(engine: &Engine, members: [&Member; 2]) {
 }
 
 #[test]
-fn streams_pass_whole_between_all_framings() {
-    for framings in
-        [[Framing::Large, Framing::Large], [Framing::Large, Framing::Plain], [Framing::Plain, Framing::Large]]
-    {
-        let engine = Engine::start().unwrap();
-        let (a, b) = pair(&engine, framings);
+fn streams_pass_whole_between_all_framings_and_threads() {
+    let framings = [
+        [Framing::Large, Framing::Large],
+        [Framing::Large, Framing::Plain],
+        [Framing::Plain, Framing::Large],
+    ];
+    for (threads, framings) in [(1, framings[0]), (1, framings[1]), (1, framings[2]), (2, framings[0])] {
+        let mut engine = Engine::start().unwrap();
+        engine.spread(threads).unwrap();
+        let (a, b) = pair(&mut engine, framings);
+        assert_eq!(engine.thread_of(&b.id), Some(threads - 1));
         // ECN, whose CWR only the first segment may have.
         for member in [&a, &b] {
             member.app.sh("sysctl -qw net.ipv4.tcp_ecn=1");
@@ -56,8 +61,8 @@ fn streams_pass_whole_between_all_framings() {
 
 #[test]
 fn trains_of_datagrams_arrive_one_by_one_as_they_were_sent() {
-    let engine = Engine::start().unwrap();
-    let (a, b) = pair(&engine, [Framing::Large; 2]);
+    let mut engine = Engine::start().unwrap();
+    let (a, b) = pair(&mut engine, [Framing::Large; 2]);
     let receiver = b.app.run(|| UdpSocket::bind("10.240.0.2:9").unwrap());
     receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     setsockopt(&receiver, sockopt::IpRecvTos, &true).unwrap();
@@ -111,8 +116,8 @@ fn receive(socket: &UdpSocket) -> (Vec<u8>, Option<u8>) {
 
 #[test]
 fn a_path_that_takes_no_trains_gets_messages_one_by_one() {
-    let engine = Engine::start().unwrap();
-    let (a, b) = pair(&engine, [Framing::Large; 2]);
+    let mut engine = Engine::start().unwrap();
+    let (a, b) = pair(&mut engine, [Framing::Large; 2]);
     assert!(a.pings("10.240.0.2", ""));
     // Shorter than a message: none of a train may be longer than the MTU.
     for member in [&a, &b] {
@@ -129,8 +134,8 @@ fn a_path_that_takes_no_trains_gets_messages_one_by_one() {
 
 #[test]
 fn a_jumbo_path_carries_jumbo_packets() {
-    let engine = Engine::start().unwrap();
-    let (a, b) = pair(&engine, [Framing::Large; 2]);
+    let mut engine = Engine::start().unwrap();
+    let (a, b) = pair(&mut engine, [Framing::Large; 2]);
     for member in [&a, &b] {
         member.bind.sh("ip link set eth0 mtu 9000");
         member.app.sh("ip link set wg0 mtu 8890");

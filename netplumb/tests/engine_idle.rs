@@ -22,7 +22,7 @@ fn cpu_ticks() -> u64 {
     fields.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
 }
 
-fn add(engine: &Engine, bind: &Netns, id: &str) {
+fn add(engine: &mut Engine, bind: &Netns, id: &str) {
     let name = id.to_owned();
     let (tun, udp) = bind.run(move || {
         (open_tun(&name, Framing::Large).unwrap(), OwnedFd::from(UdpSocket::bind("0.0.0.0:0").unwrap()))
@@ -40,12 +40,12 @@ fn add(engine: &Engine, bind: &Netns, id: &str) {
 
 #[test]
 fn lazy_peers_cost_nothing_and_a_dead_tun_does_not_spin() {
-    let engine = Engine::start().unwrap();
+    let mut engine = Engine::start().unwrap();
     let (bind, app) = (Netns::new(), Netns::new());
     let before = cpu_ticks();
     for number in 0..50 {
         let id = format!("many{number}");
-        add(&engine, &bind, &id);
+        add(&mut engine, &bind, &id);
         for number in 0..200_u32 {
             let mut key = [5; 32];
             key[..4].copy_from_slice(&number.to_le_bytes());
@@ -61,7 +61,7 @@ fn lazy_peers_cost_nothing_and_a_dead_tun_does_not_spin() {
     assert!(spent < 100, "{spent} ticks of 10 ms");
     assert_eq!(engine.observe("many7").unwrap().peers.len(), 200);
 
-    add(&engine, &bind, "doomed");
+    add(&mut engine, &bind, "doomed");
     bind.sh(&format!("ip link set doomed netns {}", app.tid()));
     app.sh("ip link set doomed up");
     drop(app);

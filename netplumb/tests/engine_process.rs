@@ -216,6 +216,58 @@ fn an_engine_that_dies_is_followed_by_one_with_the_same() {
 }
 
 #[test]
+fn engines_to_come_have_the_threads_that_the_agent_was_told_of() {
+    let place = Place::new();
+    let agent = place.agent();
+    let threads = || {
+        let pid = place.engines.lock().unwrap().last().unwrap().id();
+        let names = std::fs::read_dir(format!("/proc/{pid}/task"))
+            .unwrap()
+            .map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap_or_default());
+        names.filter(|name| name.starts_with("wireguard-")).count()
+    };
+    let (a, b) = pair(&agent);
+    assert_eq!((agent.facts().threads, threads()), (1, 1));
+    agent.spread(2);
+    assert!(pings(&a, &b, 2).0, "the two stay where they are");
+    assert_eq!((agent.facts().threads, threads()), (2, 2));
+    place.kill_engine();
+    let (ok, said) = pings(&a, &b, 20);
+    assert!(ok && said.contains(" 0% packet loss"), "on two threads: {said}");
+    assert_eq!((agent.facts().threads, threads()), (2, 2));
+    drop(agent);
+    let agent = place.agent();
+    agent.spread(1);
+    assert_eq!((agent.facts().threads, threads()), (1, 2), "a thread that serves somebody stays");
+    assert!(pings(&a, &b, 2).0);
+    place.kill_engine();
+    assert!(pings(&a, &b, 20).0);
+    assert_eq!(threads(), 1);
+}
+
+#[test]
+fn an_engine_of_the_version_before_is_asked_for_nothing_it_does_not_know() {
+    let place = Place::new();
+    let listener = UnixListener::bind(place.socket()).unwrap();
+    std::thread::scope(|scope| {
+        let engine = scope.spawn(|| {
+            let mut agent = greets(&listener, 2);
+            agent.read_exact(&mut [0; 20 + 5]).unwrap();
+            // The end of an empty inventory: variant 4, no time.
+            agent.write_all(&[3, 0, 0, 0, 4, 0, 0]).unwrap();
+            let mut rest = Vec::new();
+            let _ = agent.read_to_end(&mut rest);
+            rest
+        });
+        let agent = Remote::open(place.socket(), None, nothing()).unwrap();
+        agent.spread(4);
+        assert_eq!(agent.facts().threads, 1);
+        drop(agent);
+        assert_eq!(engine.join().unwrap(), b"");
+    });
+}
+
+#[test]
 fn an_engine_has_no_rights_and_no_files() {
     let place = Place::new();
     let agent = place.agent();
@@ -313,7 +365,7 @@ fn an_engine_leaves_an_agent_it_does_not_understand() {
     };
     assert!(!answered(b"warren-engine\0\x07\x00\x01\0\0\0"));
     assert!(!answered(b"GET / HTTP/1.1\r\n\r\n\r\n"));
-    assert!(answered(b"warren-engine\0\x02\x00\x01\0\0\0"));
+    assert!(answered(b"warren-engine\0\x03\x00\x01\0\0\0"));
     assert!(agent.observe("nobody").unwrap().is_none(), "the agent that it understands was not left");
 }
 

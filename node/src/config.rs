@@ -55,6 +55,8 @@ pub struct Config {
     pub http: SocketAddr,
     /// Which WireGuard.
     pub backend: netplumb::Backend,
+    /// Over how many threads the engine spreads its interfaces.
+    pub threads: u16,
     /// Attach without the guard's table, for kernels without nf_tables.
     pub unguarded: bool,
     /// Bounds that follow from the rest; the file cannot set them.
@@ -314,6 +316,8 @@ mod tests {
             ("[tls]", "[underlay]\naddress = \"fe80::1\"\n[tls]", "underlay.address"),
             ("[tls]", "[dns]\nlisten = \"10.0.0.1\"\n[tls]", "127.0.0.0/8"),
             ("[tls]", "[wireguard]\nbackend = \"fast\"\n[tls]", "unknown variant"),
+            ("[tls]", "[wireguard]\nthreads = 0\n[tls]", "1 to 64"),
+            ("[tls]", "[wireguard]\nthreads = 65\n[tls]", "1 to 64"),
             ("[tls]", "[tls", "not TOML"),
         ];
         for (old, new, expected) in cases {

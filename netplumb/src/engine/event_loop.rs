@@ -1,4 +1,4 @@
-//! The engine's thread: one epoll for all interfaces, level-triggered.
+//! A thread of the engine: one epoll for all its interfaces, level-triggered.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -33,7 +33,7 @@ const TICK: Duration = Duration::from_millis(250);
 /// The event of the command eventfd; the others are twice the port's number, plus one for UDP.
 const WAKE: u64 = u64::MAX;
 
-/// Something to do with the interfaces, on the engine's thread.
+/// Something to do with the interfaces, on their thread.
 pub(super) type Command = Box<dyn FnOnce(&mut Ports) + Send>;
 
 /// The thread's state.
@@ -43,7 +43,7 @@ pub(super) struct EventLoop {
     commands: Receiver<Command>,
 }
 
-/// All interfaces.
+/// All interfaces of the thread.
 pub(super) struct Ports {
     epoll: OwnedFd,
     ports: BTreeMap<u64, Box<Port>>,
@@ -119,9 +119,6 @@ impl EventLoop {
 impl Ports {
     /// Serves the port, or gives it back, so that another thread closes it.
     pub(super) fn add(&mut self, id: &str, port: Box<Port>) -> Result<(), (EngineError, Option<Box<Port>>)> {
-        if self.numbers.contains_key(id) {
-            return Err((EngineError::Exists(id.to_owned()), Some(port)));
-        }
         let number = self.next_number;
         self.next_number += 1;
         if let Err(error) = self.watch(number, &port) {
@@ -150,10 +147,6 @@ impl Ports {
             let _ = epoll::delete(&self.epoll, fd);
         }
         Some(port)
-    }
-
-    pub(super) fn ids(&self) -> Vec<String> {
-        self.numbers.keys().cloned().collect()
     }
 
     pub(super) fn interface(&self, id: &str) -> Option<Interface> {

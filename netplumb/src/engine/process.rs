@@ -1,4 +1,4 @@
-//! The engine's process: a thread for the packets, and this one for the agent. A new agent is served while the old
+//! The engine's process: threads for the packets, and this one for the agent. A new agent is served while the old
 //! one's connection is still open.
 //!
 //! It stores nothing and decides nothing. What it holds it gives to the next agent that asks; what nobody can ask for
@@ -254,11 +254,11 @@ impl Holdings {
     }
 
     fn is_empty(&self) -> bool {
-        self.kept.is_empty() && self.engine.ids().is_empty()
+        self.kept.is_empty() && self.engine.ids().next().is_none()
     }
 
     fn obey(&mut self, request: Request, descriptors: Vec<OwnedFd>) -> Result<Reply, EngineError> {
-        let engine = &self.engine;
+        let engine = &mut self.engine;
         match request {
             Request::Add { id, config, peers } => self.add(id, &config, peers, descriptors)?,
             Request::Remove { id } => {
@@ -272,6 +272,11 @@ impl Holdings {
             Request::Observe { id } => return Ok(Reply::State(engine.observe(&id))),
             Request::Keep { name } => drop(self.kept.insert(name, descriptors)),
             Request::Release { name } => drop(self.kept.remove(&name)),
+            Request::Spread { threads } => {
+                if let Err(error) = engine.spread(threads.into()) {
+                    tracing::warn!(threads, %error, "the engine goes on with the threads that it has");
+                }
+            }
             Request::Inventory | Request::End => unreachable!("answered where they arrive"),
         }
         Ok(Reply::Done)
@@ -298,8 +303,7 @@ impl Holdings {
     /// Gives everything back, in copies.
     fn hand_back(&self, channel: &Channel) -> io::Result<()> {
         for id in self.engine.ids() {
-            let (Some(interface), Some(state)) = (self.engine.interface(&id), self.engine.observe(&id))
-            else {
+            let (Some(interface), Some(state)) = (self.engine.interface(id), self.engine.observe(id)) else {
                 continue;
             };
             let Interface { tun, udp, private_key, mtu, address, address6 } = interface;
@@ -310,9 +314,10 @@ impl Holdings {
                 greet: false,
             });
             let config = Config::new(&private_key, mtu, address, address6);
-            let shown = self.uapi.get(&id).map(OwnedFd::as_fd);
+            let shown = self.uapi.get(id).map(OwnedFd::as_fd);
             let descriptors: Vec<_> = [tun.as_fd(), udp.as_fd()].into_iter().chain(shown).collect();
-            channel.send(&Reply::Interface { id, config, peers: peers.collect() }, &descriptors)?;
+            let (id, peers) = (id.to_owned(), peers.collect());
+            channel.send(&Reply::Interface { id, config, peers }, &descriptors)?;
         }
         for (name, descriptors) in &self.kept {
             let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(|d| d.as_fd()).collect();

@@ -17,10 +17,10 @@ use crate::state::{Key, PrivateKey};
 
 /// What an engine of this build speaks.
 ///
-/// 2 has the frames of 1, and TUNs that were opened with a header before each packet ([`super::Framing::Large`]).
-pub(super) const VERSION: u16 = 2;
+/// 3 has the frames of 2 and [`Request::Spread`].
+pub(super) const VERSION: u16 = 3;
 /// The oldest engine that an agent of this build speaks with: that of the version before.
-pub(super) const OLDEST: u16 = 1;
+pub(super) const OLDEST: u16 = 2;
 
 const MAGIC: [u8; 14] = *b"warren-engine\0";
 /// Length of a greeting.
@@ -90,6 +90,8 @@ pub(super) enum Request {
     Release { name: String },
     /// Close everything and end.
     End,
+    /// Serve interfaces that are added from now on by so many threads.
+    Spread { threads: u16 },
 }
 
 /// What the engine answers.
@@ -181,8 +183,8 @@ mod tests {
 
     /// An engine outlives the agent that started it: these bytes are read by builds to come.
     #[test]
-    fn frames_of_versions_1_and_2_are_as_they_always_were() {
-        assert_eq!(VERSION, 2, "a new version gets vectors of its own, and these stay");
+    fn frames_of_versions_2_and_3_are_as_they_always_were() {
+        assert_eq!(VERSION, 3, "a new version gets vectors of its own, and these stay");
         let id = || "m".to_owned();
         let (address, address6) = ([10, 240, 0, 1].into(), Some("fd00::1".parse().unwrap()));
         let config = || Config::new(&PrivateKey([7; 32]), 1390, address, address6);
@@ -212,6 +214,7 @@ mod tests {
             (Request::Keep { name: id() }, "08016d".to_owned()),
             (Request::Release { name: id() }, "09016d".to_owned()),
             (Request::End, "0a".to_owned()),
+            (Request::Spread { threads: 300 }, "0bac02".to_owned()),
         ];
         for (number, (frame, expected)) in requests.iter().enumerate() {
             assert_eq!(hex(frame), *expected, "request {number}");

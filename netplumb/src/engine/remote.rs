@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use self::held::{Held, Served};
 use self::line::Line;
 use super::protocol::{Reply, Request};
-use super::{EngineError, Framing, Interface, InterfaceState, PeerConfig, uapi};
+use super::{EngineError, Interface, InterfaceState, PeerConfig, uapi};
 use crate::state::Key;
 
 /// How long a call waits for another engine to take over. The agent's loop may be the one that waits.
@@ -58,6 +58,8 @@ pub struct Facts {
     pub interfaces: usize,
     /// Containers whose DNS sockets it holds.
     pub kept: usize,
+    /// Threads that it spreads new interfaces over.
+    pub threads: u16,
 }
 
 struct Shared {
@@ -222,10 +224,16 @@ impl Remote {
         drop(self.shared.done(&Request::Release { name: name.to_owned() }, &[]));
     }
 
-    /// How TUNs are to be opened for the engine that answers now, and all that will follow it.
-    pub fn framing(&self) -> Framing {
-        let is_old = self.shared.lock().line.as_ref().is_some_and(|line| line.version < 2);
-        if is_old { Framing::Plain } else { Framing::Large }
+    /// Has interfaces that are added from now on spread over so many threads, here and in engines to come; those that
+    /// are there stay where they are.
+    pub fn spread(&self, threads: u16) {
+        let mut state = self.shared.attended();
+        state.held.threads = Some(threads);
+        let request = state.line.as_ref().and_then(|line| line.spread(&state.held));
+        if let Some(Err(error)) = request.map(|request| state.ask(&request, &[])) {
+            // Its successor is told with everything else.
+            tracing::info!(%error, "the engine was not told of its threads");
+        }
     }
 
     /// What there is to know of the engine's process.
@@ -236,6 +244,7 @@ impl Remote {
             replaced: state.replaced,
             interfaces: state.held.interfaces.len(),
             kept: state.held.kept.len(),
+            threads: state.threads(),
         }
     }
 
@@ -391,6 +400,12 @@ impl State {
             self.hang_up();
         }
         reply
+    }
+
+    /// What the engine was told, or one.
+    fn threads(&self) -> u16 {
+        let told = self.line.as_ref().and_then(|line| line.spread(&self.held));
+        told.and(self.held.threads).unwrap_or(1)
     }
 
     /// Ends the connection, which the watcher sees.

@@ -85,8 +85,7 @@ impl Wireguard {
                     return Ok(());
                 }
                 self.remove(member, site)?;
-                let interface =
-                    userspace::create(member, site, container.as_fd(), binding, link, engine.framing())?;
+                let interface = userspace::create(member, site, container.as_fd(), binding, link)?;
                 Ok(engine.add(member, interface)?)
             }
         }

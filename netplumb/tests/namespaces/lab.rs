@@ -135,7 +135,7 @@ fn kernel(run_dir: &Path, backend: Backend) -> NetlinkKernel {
     NetlinkKernel::new(run_dir, backend, Arc::new(engine(run_dir))).unwrap()
 }
 
-/// The host's engine, on a thread of this process.
+/// The host's engine, on threads of this process.
 fn engine(run_dir: &Path) -> Remote {
     let socket = run_dir.join("engine.sock");
     let path = socket.clone();
@@ -144,7 +144,9 @@ fn engine(run_dir: &Path) -> Remote {
         std::thread::spawn(move || engine.serve().unwrap());
         Ok(())
     };
-    Remote::open(socket, None, Box::new(launch)).unwrap()
+    let engine = Remote::open(socket, None, Box::new(launch)).unwrap();
+    engine.spread(2);
+    engine
 }
 
 impl Drop for Host {

@@ -60,7 +60,7 @@ impl Member {
         tun
     }
 
-    pub fn serve(&self, engine: &Engine, framing: Framing) {
+    pub fn serve(&self, engine: &mut Engine, framing: Framing) {
         let udp = self.bind.run(|| open_udp(51820).unwrap());
         let interface = Interface {
             tun: self.tun(framing).into(),
@@ -91,7 +91,7 @@ impl Member {
 }
 
 /// Two members joined by a veth, served by one engine; they do not know each other yet.
-pub fn strangers(engine: &Engine, framings: [Framing; 2]) -> (Member, Member) {
+pub fn strangers(engine: &mut Engine, framings: [Framing; 2]) -> (Member, Member) {
     let (a, b) = (Member::new(1), Member::new(2));
     join(&a.bind, "192.0.2.1/24", &b.bind, "192.0.2.2/24");
     a.serve(engine, framings[0]);
@@ -100,7 +100,7 @@ pub fn strangers(engine: &Engine, framings: [Framing; 2]) -> (Member, Member) {
 }
 
 /// Two members that know each other.
-pub fn pair(engine: &Engine, framings: [Framing; 2]) -> (Member, Member) {
+pub fn pair(engine: &mut Engine, framings: [Framing; 2]) -> (Member, Member) {
     let (a, b) = strangers(engine, framings);
     a.knows(engine, &b, false);
     b.knows(engine, &a, false);

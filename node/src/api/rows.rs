@@ -69,6 +69,8 @@ pub struct EngineRow {
     pub replaced: u64,
     /// WireGuard interfaces it serves; none where the kernel does.
     pub interfaces: usize,
+    /// Threads that it spreads new interfaces over, `wireguard.threads`; each stays on the one it was born on.
+    pub threads: u16,
     /// Containers whose DNS sockets it holds.
     pub listeners: usize,
 }
@@ -80,6 +82,7 @@ impl From<Facts> for EngineRow {
             uptime_s: facts.process.map_or(0, |(_, uptime)| uptime.as_secs()),
             replaced: facts.replaced,
             interfaces: facts.interfaces,
+            threads: facts.threads,
             listeners: facts.kept,
         }
     }

@@ -57,7 +57,10 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
 pub fn find(config: &Config, log: &LogArgs) -> anyhow::Result<Remote> {
     let (socket, flags) = (config.engine_socket(), log.flags());
     let launch = move || launch(&socket, &flags);
-    Remote::open(config.engine_socket(), Some(UAPI_DIRECTORY.into()), Box::new(launch)).context("no engine")
+    let engine = Remote::open(config.engine_socket(), Some(UAPI_DIRECTORY.into()), Box::new(launch));
+    let engine = engine.context("no engine")?;
+    engine.spread(config.threads);
+    Ok(engine)
 }
 
 /// Starts an engine of this very program, even if another one has been installed in its place: that one may speak

@@ -135,7 +135,12 @@ fn text(status: &Status) -> String {
     lines.extend(status.engine.as_ref().map(|engine| {
         let process =
             engine.pid.map_or("none".to_owned(), |pid| format!("process {pid}, up {} s", engine.uptime_s));
-        format!("engine     {process}, {} interfaces, {} listeners", engine.interfaces, engine.listeners)
+        let threads =
+            if engine.threads > 1 { format!(" on {} threads", engine.threads) } else { String::new() };
+        format!(
+            "engine     {process}, {} interfaces{threads}, {} listeners",
+            engine.interfaces, engine.listeners
+        )
     }));
     lines.extend(status.addresses.iter().map(|n| {
         let (held, released, ghosts) = (n.held, n.released, n.ghosts);

@@ -28,6 +28,7 @@ const KEYS: &[&str] = &[
     "cdi.file",
     "http.listen",
     "wireguard.backend",
+    "wireguard.threads",
     "unguarded",
 ];
 

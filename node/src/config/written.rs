@@ -12,6 +12,9 @@ use super::{Config, DEFAULT_CDI, DEFAULT_PLUGIN, Dns, Docker, Gossip, Thresholds
 use crate::runtime::docker::engine;
 use crate::runtime::podman;
 
+/// More threads than any host has use for.
+const THREADS_MAX: u16 = 64;
+
 /// The file as written, before defaults.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -114,6 +117,7 @@ struct WrittenHttp {
 #[serde(deny_unknown_fields)]
 struct WrittenWireguard {
     backend: Option<WrittenBackend>,
+    threads: Option<u16>,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -194,6 +198,10 @@ impl Written {
         if dns.ttl_s == 0 || dns.ttl_s > 86_400 {
             bail!("dns.ttl_s is {}: expected 1 to 86400", dns.ttl_s);
         }
+        let threads = self.wireguard.threads.unwrap_or(1);
+        if !(1..=THREADS_MAX).contains(&threads) {
+            bail!("wireguard.threads is {threads}: expected 1 to {THREADS_MAX}");
+        }
         let some = |path: PathBuf| Some(path).filter(|path| !path.as_os_str().is_empty());
         let docker = Docker {
             plugin: some(self.docker.plugin.unwrap_or_else(|| DEFAULT_PLUGIN.into())),
@@ -223,6 +231,7 @@ impl Written {
                 WrittenBackend::Kernel => netplumb::Backend::Kernel,
                 WrittenBackend::Userspace => netplumb::Backend::Userspace,
             },
+            threads,
             unguarded: self.unguarded,
             thresholds: Thresholds::default(),
         })

@@ -391,6 +391,7 @@ pub(super) fn config(
         cdi: None,
         http: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         backend: netplumb::Backend::Auto,
+        threads: 1,
         unguarded: false,
         thresholds,
     }

@@ -13,6 +13,8 @@ use crate::state::Key;
 pub(super) struct Held {
     pub(super) interfaces: BTreeMap<String, Served>,
     pub(super) kept: BTreeMap<String, Vec<OwnedFd>>,
+    /// Over how many threads interfaces shall be spread, once that was said.
+    pub(super) threads: Option<u16>,
 }
 
 /// One interface with its peers.

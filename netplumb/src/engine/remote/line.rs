@@ -16,6 +16,8 @@ use super::held::Held;
 
 /// An engine that does not answer for as long has hung.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The first version with [`Request::Spread`].
+const SPREADS: u16 = 3;
 
 pub(super) struct Line {
     channel: Channel,
@@ -84,6 +86,9 @@ impl Line {
         for id in there.interfaces.into_keys() {
             self.ask(&Request::Remove { id }, &[])?;
         }
+        if let Some(request) = self.spread(held) {
+            self.ask(&request, &[])?;
+        }
         for (id, served) in &held.interfaces {
             self.ask(&served.request(id), &served.descriptors())?;
         }
@@ -95,6 +100,11 @@ impl Line {
             self.ask(&Request::Keep { name: name.clone() }, &descriptors)?;
         }
         Ok(())
+    }
+
+    /// The request that says over how many threads interfaces shall be spread, to an engine that understands it.
+    pub(super) fn spread(&self, held: &Held) -> Option<Request> {
+        held.threads.filter(|_| self.version >= SPREADS).map(|threads| Request::Spread { threads })
     }
 
     /// The connection, to wait for its end.

@@ -17,19 +17,17 @@ use crate::observed::ObservedPeer;
 use crate::plan::{Link, Site};
 use crate::state::{Key, Peer, PrivateKey};
 
-/// Opens TUN and UDP socket in the binding namespace and moves the TUN into the container's, with a framing that the
-/// engine understands.
+/// Opens TUN and UDP socket in the binding namespace and moves the TUN into the container's.
 pub(super) fn create(
     member: &str,
     site: &Site,
     container: BorrowedFd<'_>,
     binding: BorrowedFd<'_>,
     link: &Link,
-    framing: Framing,
 ) -> Result<Interface, Error> {
     let name = format!("wr{:08x}", group(member));
     let opened = netns::enter(binding, || -> Result<(OwnedFd, OwnedFd), Error> {
-        let tun = open_tun(&name, framing).map_err(Error::NoTun)?;
+        let tun = open_tun(&name, Framing::Large).map_err(Error::NoTun)?;
         let udp = open_udp(link.port).map_err(|error| match error.kind() {
             io::ErrorKind::AddrInUse => Error::PortInUse { port: link.port },
             _ => refused("open the UDP socket of", site, error),

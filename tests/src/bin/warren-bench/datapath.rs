@@ -9,6 +9,7 @@ mod flow;
 mod idle;
 mod outage;
 mod peers;
+mod threads;
 
 use std::env;
 use std::io;
@@ -84,6 +85,7 @@ pub fn measure(target: &Path) -> io::Result<Vec<Row>> {
     rows.extend(streams(&ways, rounds)?);
     rows.extend(small(&ways, rounds)?);
     rows.extend(outage::measure(&hosts[1], &ours)?);
+    rows.extend(threads::measure(&hosts, &ours, rounds)?);
     ways[0].processes = hosts.iter().filter_map(Host::engine_pid).collect();
     cut_in_software(&hosts);
     rows.extend(uncut(&ways, rounds)?);
