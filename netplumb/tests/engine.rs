@@ -87,6 +87,53 @@ fn a_first_initiation_that_was_lost_costs_no_five_seconds() {
 }
 
 #[test]
+fn a_path_that_is_back_after_seconds_is_used_within_one() {
+    let mut engine = sharded();
+    let (a, b) = pair(&mut engine, LARGE);
+    b.bind.sh(
+        "nft add table ip cut; nft add chain ip cut in '{ type filter hook input priority 0; policy drop; }'",
+    );
+    let udp = a.app.run(|| UdpSocket::bind("10.240.0.1:0").unwrap());
+    let echo = b.app.run(|| UdpSocket::bind("10.240.0.2:7").unwrap());
+    echo.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    let start = Instant::now();
+    let mut healed = None;
+    loop {
+        udp.send_to(b"hello", "10.240.0.2:7").unwrap();
+        let arrived = echo.recv_from(&mut [0; 16]).is_ok();
+        assert!(!arrived || healed.is_some(), "the path was cut");
+        if arrived {
+            break;
+        }
+        // Its last quick repetition was long ago, REKEY_TIMEOUT is seconds away.
+        if healed.is_none() && start.elapsed() > Duration::from_millis(1800) {
+            b.bind.sh("nft delete table ip cut");
+            healed = Some(Instant::now());
+        }
+    }
+    let late = healed.unwrap().elapsed();
+    assert!(late < Duration::from_secs(3), "{late:?}");
+}
+
+/// Where agent and engine are both gone nobody holds the socket, and the binding namespace says so.
+#[test]
+fn that_nobody_listens_is_no_news_to_a_peer() {
+    let mut engine = sharded();
+    let (a, b) = pair(&mut engine, LARGE);
+    assert!(a.pings("10.240.0.2", ""));
+    engine.remove(&b.id);
+    assert!(!a.app.try_sh("ping -n -c 20 -i 0.05 -W 1 10.240.0.2").0);
+    let told = a.bind.sh("cat /proc/net/snmp | grep Icmp: | tail -1");
+    let unreachable = told.split_whitespace().nth(4).and_then(|count| count.parse::<u64>().ok());
+    assert!(unreachable.is_some_and(|count| (1..=20).contains(&count)), "{told}");
+    let state = a.state(&engine);
+    assert_eq!((state.counters.dropped, state.peers[&b.key()].endpoint), (0, b.endpoint()));
+    b.serve(&mut engine, Framing::Large);
+    b.knows(&engine, &a, false);
+    assert!(a.app.try_sh("ping -n -c 3 -i 0.5 -W 2 10.240.0.2").0, "it is asked on, and answers again");
+}
+
+#[test]
 fn greeting_makes_the_session_before_any_packet() {
     let mut engine = sharded();
     let (a, b) = strangers(&mut engine, LARGE);

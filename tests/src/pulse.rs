@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::netns::Netns;
 use crate::wait::{clock, paced, seconds};
@@ -21,7 +22,7 @@ const BYTES: usize = 64;
 /// Datagrams to an [`crate::Echo`] until stopped.
 pub struct Pulse {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<io::Result<Beat>>,
+    thread: JoinHandle<io::Result<(Beat, Vec<Range<Instant>>)>>,
 }
 
 /// What came of it.
@@ -57,12 +58,22 @@ impl Pulse {
     /// Stops, and waits for what is still on its way.
     #[track_caller]
     pub fn stop(self) -> Beat {
+        self.pauses().0
+    }
+
+    /// As [`Pulse::stop`], with all times between two echoes that lasted a second or longer.
+    #[track_caller]
+    pub fn pauses(self) -> (Beat, Vec<Range<Instant>>) {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("it does not panic").expect("the socket works")
     }
 }
 
-fn beat(period: Duration, socket: &UdpSocket, stopped: &AtomicBool) -> io::Result<Beat> {
+fn beat(
+    period: Duration,
+    socket: &UdpSocket,
+    stopped: &AtomicBool,
+) -> io::Result<(Beat, Vec<Range<Instant>>)> {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let listener = scope.spawn(|| listen(socket, &done));
@@ -76,16 +87,17 @@ fn beat(period: Duration, socket: &UdpSocket, stopped: &AtomicBool) -> io::Resul
             !stopped.load(Ordering::Relaxed)
         });
         done.store(true, Ordering::Relaxed);
-        let (heard, gap) = listener.join().expect("it does not panic")?;
+        let (heard, gap, pauses) = listener.join().expect("it does not panic")?;
         let sent = sent as usize;
-        Ok(Beat { sent, lost: sent - heard, gap })
+        Ok((Beat { sent, lost: sent - heard, gap }, pauses))
     })
 }
 
-/// How many different numbers came back, and the longest pause between two, until nothing more is to come.
-fn listen(socket: &UdpSocket, done: &AtomicBool) -> io::Result<(usize, Duration)> {
+/// How many different numbers came back, the longest pause between two, and all long ones, until nothing more is to
+/// come.
+fn listen(socket: &UdpSocket, done: &AtomicBool) -> io::Result<(usize, Duration, Vec<Range<Instant>>)> {
     socket.set_read_timeout(Some(PERIOD))?;
-    let (mut numbers, mut gap) = (BTreeSet::new(), Duration::ZERO);
+    let (mut numbers, mut gap, mut pauses) = (BTreeSet::new(), Duration::ZERO, Vec::new());
     let (mut last, mut ended) = (clock(), None);
     loop {
         let mut datagram = [0; BYTES];
@@ -93,15 +105,19 @@ fn listen(socket: &UdpSocket, done: &AtomicBool) -> io::Result<(usize, Duration)
             Ok(BYTES)
                 if numbers.insert(u64::from_be_bytes(*datagram.last_chunk().expect("it is long enough"))) =>
             {
-                gap = gap.max(last.elapsed());
-                last = clock();
+                let now = clock();
+                gap = gap.max(now - last);
+                if now - last >= seconds(1) {
+                    pauses.push(last..now);
+                }
+                last = now;
             }
             // An ICMP error, a repetition, or nothing yet.
             _ => {}
         }
-        let all = |ended: &std::time::Instant| ended.elapsed() >= PATIENCE || last.elapsed() > seconds(1);
+        let all = |ended: &Instant| ended.elapsed() >= PATIENCE || last.elapsed() > seconds(1);
         if ended.as_ref().is_some_and(all) {
-            return Ok((numbers.len(), gap));
+            return Ok((numbers.len(), gap, pauses));
         }
         if done.load(Ordering::Relaxed) {
             ended.get_or_insert_with(clock);

@@ -14,12 +14,14 @@ use super::tunnels::{Outlet, Turn};
 use crate::state::Key;
 
 /// After a first initiation without an answer the next ones follow at 0.1, 0.3 and 1 s: the other side
-/// may have learned of us only just now. Then boringtun's REKEY_TIMEOUT of 5 s takes over.
+/// may have learned of us only just now. Then [`INITIATION_INTERVAL`] holds for who has something to send, and
+/// boringtun's REKEY_TIMEOUT of 5 s for who has not.
 const RETRY_AFTER: [Duration; 3] =
     [Duration::from_millis(100), Duration::from_millis(200), Duration::from_millis(700)];
 
-/// Data that nobody here can decrypt makes us initiate at most this often.
-const REVIVE_INTERVAL: Duration = Duration::from_secs(1);
+/// What gives a reason to initiate does so at most this often: a packet without a session, since a path that was cut may
+/// be there again, and data that nobody here can decrypt.
+const INITIATION_INTERVAL: Duration = Duration::from_secs(1);
 
 const INITIATION: u8 = 1;
 const DATA: u8 = 4;
@@ -45,7 +47,8 @@ struct Session {
     /// We answered an initiation; the first packet will confirm the session.
     unconfirmed: bool,
     retry: Option<Retry>,
-    revived: Option<Instant>,
+    /// When we initiated last, whatever the reason.
+    initiated: Option<Instant>,
 }
 
 #[derive(Clone, Copy)]
@@ -107,7 +110,7 @@ impl Peer {
             let (private, public) = (identity.private_key.clone(), PublicKey::from(key.0));
             let limiter = Some(identity.uncounted.clone());
             let tunn = Tunn::new(private, public, None, None, index, limiter);
-            Box::new(Session { tunn, queued: false, unconfirmed: false, retry: None, revived: None })
+            Box::new(Session { tunn, queued: false, unconfirmed: false, retry: None, initiated: None })
         })
     }
 
@@ -125,11 +128,17 @@ impl Peer {
                 let (length, message_type) = (message.len(), message[0]);
                 if message_type == INITIATION {
                     session.queued = true;
+                    session.initiated = Some(turn.now);
                     session.arm_retry(turn.now);
                 }
                 self.transmit(length, turn.out);
             }
-            _ => session.queued = true,
+            _ => {
+                session.queued = true;
+                if session.retry.is_none() && !session.initiated_lately(turn.now) {
+                    self.initiate(turn);
+                }
+            }
         }
     }
 
@@ -143,12 +152,9 @@ impl Peer {
 
     /// Initiates because the peer uses a session that we no longer have.
     pub(super) fn revive(&mut self, identity: &Identity, index: u32, turn: &mut Turn<'_>) {
-        let revived = self.session.as_ref().and_then(|session| session.revived);
-        let lately = revived.is_some_and(|at| turn.now.duration_since(at) < REVIVE_INTERVAL);
+        let lately = self.session.as_ref().is_some_and(|session| session.initiated_lately(turn.now));
         if self.reachable() && !lately {
-            let session = self.wake(identity, index);
-            session.revived = Some(turn.now);
-            session.arm_retry(turn.now);
+            self.wake(identity, index).arm_retry(turn.now);
             self.initiate(turn);
         }
     }
@@ -167,6 +173,7 @@ impl Peer {
 
     fn initiate(&mut self, turn: &mut Turn<'_>) {
         let Some(session) = &mut self.session else { return };
+        session.initiated = Some(turn.now);
         let made = session.tunn.format_handshake_initiation(turn.out.message(), true);
         if let TunnResult::WriteToNetwork(message) = made {
             let length = message.len();
@@ -287,6 +294,9 @@ impl Peer {
         match session.tunn.update_timers(turn.out.message()) {
             TunnResult::WriteToNetwork(message) => {
                 let length = message.len();
+                if message[0] == INITIATION {
+                    session.initiated = Some(turn.now);
+                }
                 self.transmit(length, turn.out);
             }
             TunnResult::Err(WireGuardError::ConnectionExpired) => self.session = None,
@@ -298,6 +308,10 @@ impl Peer {
 impl Session {
     fn is_made(&self) -> bool {
         self.tunn.time_since_last_handshake().is_some()
+    }
+
+    fn initiated_lately(&self, now: Instant) -> bool {
+        self.initiated.is_some_and(|at| now.duration_since(at) < INITIATION_INTERVAL)
     }
 
     fn arm_retry(&mut self, now: Instant) {

@@ -179,6 +179,26 @@ fn an_unanswered_first_initiation_is_repeated_three_times() {
     assert_eq!(a.tunnels.retry_due(), None);
 }
 
+/// A path that was cut for a while must not wait for REKEY_TIMEOUT once it is there again.
+#[test]
+fn who_goes_on_sending_goes_on_initiating_once_a_second() {
+    let (mut a, mut b) = pair();
+    for ms in (0..60_000).step_by(50) {
+        a.later(if ms == 0 { 0 } else { 50 });
+        a.sends(&udp(1, 2));
+        let expected = match ms {
+            0 | 100 | 300 => 1,
+            ms => usize::from(ms >= 1000 && ms % 1000 == 0),
+        };
+        assert_eq!(a.sent_of(INITIATION), expected, "after {ms} ms");
+    }
+    a.later(1000);
+    assert_eq!(a.messages().len(), 0, "who has nothing to send is silent");
+    a.sends(&udp(1, 2));
+    settle(&mut a, &mut b);
+    assert!(b.sent.host.len() > 1, "what waited arrives");
+}
+
 #[test]
 fn an_answered_initiation_is_not_repeated() {
     let (mut a, mut b) = pair();
