@@ -26,7 +26,7 @@ use gossip::view::HostRecords;
 use gossip::{Ask, Gossip, View};
 use ipnet::Ipv4Net;
 use netplumb::kernel::{Container, Kernel};
-use netplumb::state::Desired;
+use netplumb::state::{Desired, Ours};
 use resolver::Zone;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -225,6 +225,8 @@ struct Agent<K, S> {
     /// What the kernel was last wanted to hold, and the MTU it was projected with.
     desired: Desired,
     mtu: u32,
+    /// Networks that can only be projected whole.
+    tangled: BTreeSet<NetworkId>,
     revision: u64,
     want: watch::Sender<Wanted>,
     snapshot: watch::Sender<Snapshot>,
@@ -249,11 +251,14 @@ struct Agent<K, S> {
     tasks: JoinSet<()>,
 }
 
-/// This host's own records as the journal has them.
+/// What follows from the journal alone.
 #[derive(Default)]
 struct Own {
     journal: Option<Arc<Journal>>,
+    /// This host's own records.
     records: Option<Arc<HostRecords>>,
+    /// What is this host's in the kernel.
+    ours: Arc<Ours>,
 }
 
 impl<K: Kernel, S: Store + Clone> Agent<K, S> {

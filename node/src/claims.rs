@@ -15,6 +15,7 @@ pub mod desk;
 pub mod grants;
 pub mod ledger;
 pub mod networks;
+pub mod touched;
 
 use std::net::Ipv4Addr;
 
@@ -29,7 +30,8 @@ pub use bench::Bench;
 pub use changes::Changes;
 pub use desk::{Desk, Need, Next, Things, Told};
 pub use grants::Grants;
-pub use ledger::Ledger;
+pub use ledger::{Claimant, Ledger};
+pub use touched::{Extent, Touched};
 
 /// The subnet of a network nobody gave another.
 pub const DEFAULT_SUBNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 240, 0, 0), 22);
@@ -116,7 +118,7 @@ fn hash(bytes: &[u8]) -> u64 {
 }
 
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 #[cfg(test)]
 mod scale;
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! container, and what each container may see.
 
 mod kept;
+mod roll;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -13,17 +14,17 @@ use gossip::View;
 use gossip::id::NetworkId;
 use gossip::record::MemberState;
 use netplumb::state::NetnsRef;
-use resolver::{Answers, Counters, Forwarder, Limits, Listener, Scope, Service, Sockets, Zone, ZoneMember};
+use resolver::{Answers, Counters, Forwarder, Limits, Listener, Scope, Service, Sockets, Zone};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 pub use self::kept::Kept;
 use crate::attach::{Refusal, RefusalKind};
-use crate::claims::Ledger;
+use crate::claims::{Extent, Ledger, Touched};
 use crate::config::Dns;
 use crate::journal::Journal;
-use crate::project;
 use crate::store::Entry;
+use roll::Roll;
 
 /// How long after a change more of them are expected: a redeploy takes its time.
 const CHANGING: Duration = Duration::from_secs(60);
@@ -64,8 +65,8 @@ pub struct Names {
     sockets: Arc<dyn Listen>,
     service: Service,
     zones: Arc<BTreeMap<NetworkId, Arc<Zone>>>,
-    /// What each zone was built from: a zone that would be the same is not built again.
-    contents: BTreeMap<NetworkId, Vec<ZoneMember>>,
+    /// Who is in each zone.
+    rolls: BTreeMap<NetworkId, Roll>,
     /// Until when each network that changed lately is answered with a lower TTL.
     changing: BTreeMap<NetworkId, Instant>,
     /// By the cookie of the container's namespace.
@@ -76,6 +77,8 @@ pub struct Names {
 }
 
 struct Container {
+    /// Its networks, and whether each of them lets other names be passed on.
+    sees: (BTreeSet<NetworkId>, bool),
     scope: watch::Sender<Arc<Scope>>,
     // A socket pins the container's namespace: dropped with the last membership.
     _listener: Option<Listener>,
@@ -98,7 +101,7 @@ impl Names {
             sockets,
             service: Service { forwarder, counters: Arc::default(), limits: Limits::default() },
             zones: Arc::default(),
-            contents: BTreeMap::new(),
+            rolls: BTreeMap::new(),
             changing: BTreeMap::new(),
             containers: BTreeMap::new(),
             synced: false,
@@ -121,65 +124,67 @@ impl Names {
         if self.containers.contains_key(&entry.netns.cookie) {
             return Ok(());
         }
-        self.serve(entry, self.scope(&BTreeSet::from([entry.network]), entry.claim.forwards()))
+        self.serve(entry, (BTreeSet::from([entry.network]), entry.claim.forwards()))
     }
 
-    fn serve(&mut self, entry: &Entry, scope: Scope) -> Result<(), Refusal> {
+    fn serve(&mut self, entry: &Entry, sees: (BTreeSet<NetworkId>, bool)) -> Result<(), Refusal> {
         let sockets = self.sockets.open(&entry.netns, self.dns.listener()).map_err(|error| {
             let detail = format!("cannot listen on {} in the container: {error}", self.dns.listener());
             Refusal::new(RefusalKind::Failed, detail)
                 .hint("set `dns.listen` to a loopback address that is free there")
         })?;
-        let (scope, scopes) = watch::channel(Arc::new(scope));
+        let (scope, scopes) = watch::channel(Arc::new(self.scope(&sees)));
         let serve = |sockets| Listener::serve(sockets, scopes, self.service.clone());
         let listener = sockets.map(serve).transpose().map_err(|error| {
             Refusal::new(RefusalKind::Failed, format!("cannot serve names in the container: {error}"))
         })?;
-        self.containers.insert(entry.netns.cookie, Container { scope, _listener: listener });
+        self.containers.insert(entry.netns.cookie, Container { sees, scope, _listener: listener });
         Ok(())
     }
 
     /// Makes zones, scopes and listeners follow the view and the journal. Of the networks only those
-    /// that `touched` says have changed are looked at, and those that have become calm.
-    pub fn follow(
-        &mut self,
-        view: &View,
-        ledger: &Ledger,
-        journal: &Journal,
-        touched: impl Fn(&NetworkId) -> bool,
-    ) {
+    /// that `touched` names are looked at, and those that have become calm.
+    pub fn follow(&mut self, view: &View, ledger: &Ledger, journal: &Journal, touched: &Touched) {
         // A view that is not whole but holds hosts is the persisted one: better than silence.
         let synced = view.whole || view.hosts.len() > 1;
-        let built = self.build(view, ledger, journal, touched);
+        let changed = self.follow_zones(view, ledger, journal, touched);
         if let Some(until) = self.waiting {
             if !view.whole && Instant::now() < until {
                 self.hold(journal);
                 return;
             }
             self.waiting = None;
-        } else if !built && (self.synced || !synced) {
+        } else if changed.is_none() && (self.synced || !synced) {
             return;
         }
+        let (changed, woken) = (changed.unwrap_or_default(), synced && !self.synced);
         self.synced |= synced;
 
-        let mut wanted: BTreeMap<u64, (BTreeSet<NetworkId>, bool, &Entry)> = BTreeMap::new();
+        let mut wanted: BTreeMap<u64, ((BTreeSet<NetworkId>, bool), &Entry)> = BTreeMap::new();
         for entry in journal.durable().filter(|e| e.state == MemberState::Ready) {
-            let container =
-                wanted.entry(entry.netns.cookie).or_insert_with(|| (BTreeSet::new(), true, entry));
-            container.0.insert(entry.network);
-            container.1 &= entry.claim.forwards();
+            let (sees, _) =
+                wanted.entry(entry.netns.cookie).or_insert_with(|| ((BTreeSet::new(), true), entry));
+            sees.0.insert(entry.network);
+            sees.1 &= entry.claim.forwards();
         }
         let before = self.containers.len();
         self.containers.retain(|cookie, _| wanted.contains_key(cookie));
         if self.containers.len() < before {
             self.sockets.retain(&self.containers.keys().copied().collect());
         }
-        for (cookie, (networks, forward, entry)) in wanted {
-            let scope = self.scope(&networks, forward);
-            if let Some(container) = self.containers.get(&cookie) {
+        for (cookie, (sees, entry)) in wanted {
+            if !self.containers.contains_key(&cookie) {
+                if let Err(refusal) = self.serve(entry, sees) {
+                    tracing::warn!(container = %entry.container, "{refusal}");
+                }
+                continue;
+            }
+            let scope = self.scope(&sees);
+            if let Some(container) = self.containers.get_mut(&cookie)
+                && (woken || container.sees != sees || !sees.0.is_disjoint(&changed))
+            {
+                container.sees = sees;
                 container.scope.send_replace(Arc::new(scope));
-            } else if let Err(refusal) = self.serve(entry, scope) {
-                tracing::warn!(container = %entry.container, "{refusal}");
             }
         }
     }
@@ -199,81 +204,63 @@ impl Names {
         self.changing.values().any(|until| *until <= now) || self.waiting.is_some_and(|until| until <= now)
     }
 
-    /// Whether something was touched.
-    fn build(
+    /// Makes zones follow; gives those that are others now, and nothing where nobody touched a network with members
+    /// here.
+    fn follow_zones(
         &mut self,
         view: &View,
         ledger: &Ledger,
         journal: &Journal,
-        touched: impl Fn(&NetworkId) -> bool,
-    ) -> bool {
+        touched: &Touched,
+    ) -> Option<BTreeSet<NetworkId>> {
         let now = Instant::now();
         let calm: BTreeSet<NetworkId> =
             self.changing.iter().filter(|(_, until)| **until <= now).map(|(n, _)| *n).collect();
         self.changing.retain(|_, until| *until > now);
-        let touched = |network: &NetworkId| touched(network) || calm.contains(network);
         let here: BTreeSet<NetworkId> = journal.live().map(|e| e.network).collect();
-        let same = |network: &NetworkId| here.contains(network) && !touched(network);
-        if here.len() == self.zones.len() && self.zones.keys().all(same) {
-            return false;
+        let same = |network: &NetworkId| {
+            here.contains(network) && touched.of(network).is_none() && !calm.contains(network)
+        };
+        if here.len() == self.rolls.len() && self.rolls.keys().all(same) {
+            return None;
         }
-        let mut zones = BTreeMap::new();
-        let mut contents = BTreeMap::new();
+        let mut zones = BTreeMap::clone(&self.zones);
+        zones.retain(|network, _| here.contains(network));
+        self.rolls.retain(|network, _| here.contains(network));
+        let mut changed = BTreeSet::new();
         for network in here {
-            let last = self.zones.get(&network).zip(self.contents.remove(&network));
-            let last = last.map(|(zone, members)| (zone.clone(), members));
-            let built = match last {
-                Some(last) if !touched(&network) => Ok(last),
-                last => {
-                    let members = project::zone_members(view, ledger, network);
-                    match last.filter(|(_, before)| *before == members) {
-                        Some(last) if !calm.contains(&network) => Ok(last),
-                        same => {
-                            if same.is_none() {
-                                self.changing.insert(network, now + CHANGING);
-                            }
-                            let zone = self.zone(network, &members, ledger, journal);
-                            zone.map(|zone| (Arc::new(zone), members))
-                        }
-                    }
+            let own = journal.live().find(|e| e.network == network).map(|e| e.claim.subnet);
+            let subnet = ledger.networks.get(network).map(|n| n.subnet).or(own);
+            let subnet = subnet.unwrap_or(crate::claims::DEFAULT_SUBNET);
+            let last = self.rolls.remove(&network);
+            let new = last.is_none();
+            let roll = last.map_or_else(|| Roll::new(network, &self.dns.zone, self.dns.ttl_s, subnet), Ok);
+            let mut roll = match roll {
+                Ok(roll) => roll,
+                Err(error) => {
+                    tracing::error!(%network, "names cannot be served: {error}");
+                    continue;
                 }
             };
-            match built {
-                Ok((zone, members)) => {
-                    zones.insert(network, zone);
-                    contents.insert(network, members);
-                }
-                Err(error) => tracing::error!(%network, "names cannot be served: {error}"),
+            let extent = if new { Some(&Extent::Whole) } else { touched.of(&network) };
+            let moved = extent.is_some_and(|extent| roll.follow(view, ledger, extent)) || new;
+            if moved {
+                self.changing.insert(network, now + CHANGING);
             }
+            let most = if self.changing.contains_key(&network) { CHANGING_TTL_S } else { u32::MAX };
+            if roll.set_terms(self.dns.ttl_s.min(most), subnet) || moved {
+                zones.insert(network, Arc::new(roll.zone()));
+                changed.insert(network);
+            }
+            self.rolls.insert(network, roll);
         }
         self.zones = Arc::new(zones);
-        self.contents = contents;
-        true
+        Some(changed)
     }
 
-    fn zone(
-        &self,
-        network: NetworkId,
-        members: &[ZoneMember],
-        ledger: &Ledger,
-        journal: &Journal,
-    ) -> Result<Zone, resolver::ZoneError> {
-        let own = journal.live().find(|e| e.network == network).map(|e| e.claim.subnet);
-        let subnet = ledger.networks.get(network).map(|n| n.subnet).or(own);
-        let most = if self.changing.contains_key(&network) { CHANGING_TTL_S } else { u32::MAX };
-        Zone::build(
-            &network.to_string(),
-            &self.dns.zone,
-            self.dns.ttl_s.min(most),
-            project::serial(members),
-            subnet.unwrap_or(crate::claims::DEFAULT_SUBNET),
-            members,
-        )
-    }
-
-    fn scope(&self, networks: &BTreeSet<NetworkId>, forward: bool) -> Scope {
+    fn scope(&self, (networks, forward): &(BTreeSet<NetworkId>, bool)) -> Scope {
         let zones = networks.iter().filter_map(|n| self.zones.get(n)).cloned().collect();
-        scope(&self.dns, zones, self.synced, forward)
+        scope(&self.dns, zones, self.synced, *forward)
     }
 }
 
@@ -330,7 +317,7 @@ mod tests {
         let journal = Journal::restore(members[..1].to_vec(), BTreeMap::new(), Instant::now());
         let both = [("a", Standing::Answering, &members[..1]), ("b", Standing::Answering, &members[1..])];
         let remembered = View { whole: false, ..view(&both) };
-        names.follow(&remembered, &Ledger::of(&remembered), &journal, |_| true);
+        names.follow(&remembered, &Ledger::of(&remembered), &journal, &Touched::everything());
         let opened = sockets.0.load(std::sync::atomic::Ordering::Relaxed);
         assert_eq!(
             (opened, names.containers.len()),
@@ -341,12 +328,12 @@ mod tests {
 
         let mut told = Names::new(&dns(), sockets.clone());
         let whole = View { whole: true, ..view(&both) };
-        told.follow(&whole, &Ledger::of(&whole), &journal, |_| true);
+        told.follow(&whole, &Ledger::of(&whole), &journal, &Touched::everything());
         assert_eq!((told.containers.len(), told.synced), (1, true));
 
         tokio::time::advance(PATIENCE).await;
         assert!(names.is_due(Instant::now()), "memory is better than silence");
-        names.follow(&remembered, &Ledger::of(&remembered), &journal, |_| false);
+        names.follow(&remembered, &Ledger::of(&remembered), &journal, &Touched::default());
         assert_eq!((names.containers.len(), names.synced), (1, true));
         assert!(!names.is_due(Instant::now()));
     }
@@ -366,7 +353,7 @@ mod tests {
             let cookie = members[0].netns.cookie;
             let journal = Journal::restore(members.to_vec(), BTreeMap::new(), Instant::now());
             let view = View { whole: true, ..view(&[("a", Standing::Answering, &members)]) };
-            names.follow(&view, &Ledger::of(&view), &journal, |_| true);
+            names.follow(&view, &Ledger::of(&view), &journal, &Touched::everything());
             let mut query = Message::new(1, MessageType::Query, OpCode::Query);
             query.add_query(Query::query(Name::from_ascii("example.org.").unwrap(), RecordType::A));
             let scope = names.containers[&cookie].scope.borrow().clone();
@@ -385,7 +372,8 @@ mod tests {
         let journal = Journal::restore(members[..1].to_vec(), BTreeMap::new(), Instant::now());
         let follow = |names: &mut Names, others: &[Entry], touched: bool| {
             let view = view(&[("a", Standing::Answering, &members[..1]), ("b", Standing::Answering, others)]);
-            names.follow(&view, &Ledger::of(&view), &journal, |_| touched);
+            let touched = if touched { Touched::everything() } else { Touched::default() };
+            names.follow(&view, &Ledger::of(&view), &journal, &touched);
             ttl_s(names)
         };
         assert_eq!(follow(&mut names, &members[1..2], true), CHANGING_TTL_S);

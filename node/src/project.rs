@@ -1,8 +1,14 @@
 //! The node is a projection of the view: what the kernel should hold, and what names should
 //! resolve. Pure; the one place where gossip's records become netplumb's and resolver's values.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
+mod network;
+mod zone;
+
+pub use self::network::{Renewed, Whole, World, renewed, whole};
+pub use self::zone::{print, serial, zone_member};
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use blake2::Blake2b;
@@ -10,12 +16,11 @@ use blake2::digest::{Digest as _, consts::U8};
 use gossip::View;
 use gossip::id::{HostId, NetworkId, Region};
 use gossip::port::Port;
-use gossip::record::{MemberRecord, MemberState};
+use gossip::record::MemberRecord;
 use gossip::standing::Standing;
 use gossip::view::{Host, Via};
 use ipnet::{IpNet, Ipv6Net};
-use netplumb::state::{Desired, Fabric, Guard, Key, Mac, Member, Network, Ours, Peer, Trace, Vtep};
-use resolver::ZoneMember;
+use netplumb::state::{Desired, Guard, Ours, Trace, Vtep};
 
 use crate::claims::{Ledger, MemberKey};
 use crate::store::Entry;
@@ -157,171 +162,12 @@ pub fn desired<'a>(
     for entry in journalled {
         own.entry(entry.network).or_default().push(entry);
     }
+    let world = World { view, ledger, here, mtu, young: &young };
     let network = |(id, own): (&NetworkId, &Vec<&Entry>)| {
-        let network = network(view, ledger, here, mtu, (*id, own.as_slice()), &young)?;
-        Some((id.to_string(), Arc::new(network)))
+        let whole = network::whole(&world, *id, own)?;
+        Some((id.to_string(), Arc::new(whole.network)))
     };
     Desired { networks: own.iter().filter_map(network).collect() }
-}
-
-/// One network of [`desired`], with this host's members of it; none when it has none there.
-///
-/// Contested members are in nobody's datapath, so that an address has one key in any single view. An
-/// own one keeps its interface meanwhile, without a peer: it is re-addressed in place.
-pub fn network(
-    view: &View,
-    ledger: &Ledger,
-    here: &Here,
-    mtu: u32,
-    (id, own): (NetworkId, &[&Entry]),
-    young: impl Fn(&MemberKey) -> bool,
-) -> Option<Network> {
-    let claim = ledger.networks.get(id)?;
-    let own: Vec<&&Entry> = own.iter().filter(|e| e.state != MemberState::Released).collect();
-    own.first()?;
-    let mut network = Network {
-        fabric: Fabric {
-            alias: format!("warren {} {} {id}", here.region, here.host),
-            vni: claim.vni,
-            local: here.vtep,
-            mtu,
-            rows: BTreeMap::new(),
-        },
-        members: BTreeMap::new(),
-        peers: BTreeMap::new(),
-    };
-    for entry in own {
-        let key = (here.host.clone(), id, entry.member.clone());
-        let contested = ledger.address_contested(&key, &record(entry));
-        let member = Member { contested, ..own_member(entry, claim.subnet, here, mtu) };
-        network.members.insert(entry.member.to_string(), member);
-    }
-    for (key, h, record) in holders(view, ledger, id) {
-        let (host, _, member) = &key;
-        let remote = *host != here.host;
-        // An own member that is not on disk yet comes to its neighbours with its own objects.
-        if !remote && !network.members.contains_key(member.as_str()) {
-            continue;
-        }
-        let public = Key(record.key.0);
-        let mac = Mac::of_key(&public);
-        if remote && same_family(h, here.vtep.address) {
-            let theirs = &h.records.host;
-            network.fabric.rows.insert(mac, Vtep { address: theirs.vtep, port: theirs.port });
-        }
-        let peer = Peer {
-            endpoint: SocketAddrV4::new(record.address, WIREGUARD_PORT),
-            mac,
-            allowed: addresses(record),
-            greet: remote && record.state == MemberState::Ready && young(&key),
-        };
-        network.peers.insert(public, peer);
-    }
-    Some(network)
-}
-
-fn own_member(entry: &Entry, subnet: ipnet::Ipv4Net, here: &Here, mtu: u32) -> Member {
-    Member {
-        netns: entry.netns.clone(),
-        ifname: entry.ifname.clone(),
-        mtu: netplumb::state::wg_mtu(mtu),
-        mac: Mac::of_key(&Key(entry.public_key.0)),
-        address: entry.address,
-        subnet,
-        address6: entry.address6,
-        ula: ula(entry.network),
-        private_key: entry.private_key.clone(),
-        port: WIREGUARD_PORT,
-        contested: false,
-        held: entry.is_held(),
-        guard: here.guard,
-    }
-}
-
-fn addresses(record: &MemberRecord) -> BTreeSet<IpAddr> {
-    [Some(IpAddr::V4(record.address)), record.address6.map(IpAddr::V6)].into_iter().flatten().collect()
-}
-
-/// The members of a network that hold their address, with their hosts, in the order of addresses.
-/// Those of hosts that are gone hold nothing.
-fn holders<'a>(
-    view: &'a View,
-    ledger: &'a Ledger,
-    network: NetworkId,
-) -> impl Iterator<Item = (MemberKey, &'a Host, &'a MemberRecord)> {
-    ledger.claims(network).holders().filter_map(move |holder| {
-        let host = view.hosts.get(&holder.host)?;
-        let record = host.records.members.get(&(network, holder.member.clone()))?;
-        Some(((holder.host.clone(), network, holder.member.clone()), host, record))
-    })
-}
-
-/// Every member of a network that names resolve to: ready, holding its address, on a host that
-/// answers; while this host is the one cut off, on a dead host too, for then it is the others that
-/// can answer. A contested ordinal is left out of the numbered name only.
-pub fn zone_members(view: &View, ledger: &Ledger, network: NetworkId) -> Vec<ZoneMember> {
-    let mut members = Vec::new();
-    for (key, host, record) in holders(view, ledger, network) {
-        let standing = host.standing;
-        let answered = standing.answers() || (view.cut_off && standing == Standing::Dead);
-        if record.state != MemberState::Ready || !answered {
-            continue;
-        }
-        members.push(ZoneMember {
-            app: record.app.to_string(),
-            process: record.process.to_string(),
-            ordinal: record.ordinal.filter(|_| !ledger.ordinal_contested(&key, record)),
-            address: record.address,
-            address6: record.address6,
-            ports: record
-                .ports()
-                .map(|port| resolver::Port {
-                    service: port.service(),
-                    protocol: port.protocol.as_str(),
-                    number: port.number.get(),
-                })
-                .collect(),
-            facts: facts(&key, record),
-            late: matches!(standing, Standing::Late | Standing::Dead),
-        });
-    }
-    members
-}
-
-/// What a TXT record tells a person of a member.
-fn facts(key: &MemberKey, record: &MemberRecord) -> Vec<String> {
-    let (host, _, member) = key;
-    let ports = record.ports.iter().map(|port| format!("port={port}"));
-    [format!("member={member}"), format!("host={host}"), format!("address={}", record.address)]
-        .into_iter()
-        .chain(ports)
-        .collect()
-}
-
-/// A SOA serial that is equal wherever the zone is: 32 bits of the sum of its members' hashes, for its members come
-/// in any order.
-pub fn serial(members: &[ZoneMember]) -> u32 {
-    let sum = members.iter().map(print).fold(0, u64::wrapping_add);
-    (sum >> 32) as u32
-}
-
-/// What of a member its zone's serial follows.
-fn print(member: &ZoneMember) -> u64 {
-    let mut hash = Blake2b::<U8>::new();
-    for label in [&member.app, &member.process] {
-        hash.update((label.len() as u64).to_le_bytes());
-        hash.update(label);
-    }
-    hash.update(member.ordinal.unwrap_or_default().to_le_bytes());
-    hash.update(member.address.octets());
-    hash.update(member.address6.unwrap_or(Ipv6Addr::UNSPECIFIED).octets());
-    for port in &member.ports {
-        hash.update((port.service.len() as u64).to_le_bytes());
-        hash.update(&port.service);
-        hash.update(port.protocol);
-        hash.update(port.number.to_le_bytes());
-    }
-    u64::from_be_bytes(hash.finalize().into())
 }
 
 /// The names a member is found by, longest first.
@@ -340,5 +186,7 @@ pub fn names(
 
 #[cfg(test)]
 pub(crate) mod fixtures;
+#[cfg(test)]
+mod renewal_tests;
 #[cfg(test)]
 mod tests;

@@ -40,4 +40,4 @@ pub use scope::{Answers, Scope};
 pub use services::Port;
 pub use socket::Sockets;
 pub use upstreams::{follow_upstreams, system_upstreams};
-pub use zone::{NamedAddresses, Zone, ZoneError, ZoneMember};
+pub use zone::{Draft, NamedAddresses, Zone, ZoneError, ZoneMember};

@@ -5,15 +5,16 @@ use crate::records::RecordSet;
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 /// The PTR records of one subnet, which answers for its addresses alone: they never reach an upstream.
 ///
 /// A subnet need not end at a whole octet, a zone must: a /22 is served as its four /24 zones.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Reverse {
     subnet: Ipv4Net,
     apex_octets: usize,
-    pointers: BTreeMap<Ipv4Addr, RecordSet>,
+    pointers: BTreeMap<Ipv4Addr, Arc<RecordSet>>,
 }
 
 /// Where in a [`Reverse`] a name lies.
@@ -29,13 +30,18 @@ pub(crate) enum ReversePlace<'r> {
 }
 
 impl Reverse {
-    /// `targets` are whole wire names; addresses outside `subnet` are left out.
-    pub(crate) fn new(subnet: Ipv4Net, ttl_s: u32, targets: &BTreeMap<Ipv4Addr, Vec<u8>>) -> Reverse {
-        let inside = targets.iter().filter(|(address, _)| subnet.contains(*address));
-        Reverse {
-            subnet,
-            apex_octets: usize::from(subnet.prefix_len()).div_ceil(8),
-            pointers: inside.map(|(a, target)| (*a, RecordSet::ptr(ttl_s, target))).collect(),
+    pub(crate) fn new(subnet: Ipv4Net) -> Reverse {
+        let apex_octets = usize::from(subnet.prefix_len()).div_ceil(8);
+        Reverse { subnet, apex_octets, pointers: BTreeMap::new() }
+    }
+
+    /// Sets what an address points to; one outside the subnet is left out.
+    pub(crate) fn set(&mut self, address: Ipv4Addr, pointer: Option<RecordSet>) {
+        match pointer {
+            Some(pointer) if self.subnet.contains(&address) => {
+                self.pointers.insert(address, Arc::new(pointer));
+            }
+            _ => _ = self.pointers.remove(&address),
         }
     }
 
@@ -97,11 +103,10 @@ mod tests {
     #[test]
     fn every_name_has_its_place() {
         let check = |subnet: &str, name: &str, expected: &str| {
-            let targets = BTreeMap::from([
-                ("10.240.1.7".parse().unwrap(), b"\x01x\0".to_vec()),
-                ("192.0.2.1".parse().unwrap(), b"\x01y\0".to_vec()),
-            ]);
-            let reverse = Reverse::new(subnet.parse().unwrap(), 30, &targets);
+            let mut reverse = Reverse::new(subnet.parse().unwrap());
+            for (address, target) in [("10.240.1.7", b"\x01x\0"), ("192.0.2.1", b"\x01y\0")] {
+                reverse.set(address.parse().unwrap(), Some(RecordSet::ptr(30, target)));
+            }
             let wire = Suffix::parse(name).unwrap();
             let place = match reverse.place(&QuestionName::read(wire.wire()).unwrap()) {
                 None => "outside",

@@ -2,11 +2,11 @@
 
 mod draft;
 
+pub use self::draft::Draft;
 use crate::name::{self, Suffix};
 use crate::records::RecordSet;
 use crate::reverse::Reverse;
 use crate::services::{Port, Services};
-use draft::Draft;
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -63,7 +63,7 @@ pub enum ZoneError {
     },
 }
 
-/// The names of one network; immutable, built whole whenever the network changes.
+/// The names of one network; immutable, another one whenever the network changes.
 ///
 /// With `Z` the zone: `<app>.<network>.Z` and `<type>.<app>.<network>.Z` hold every container of the type (`web`
 /// for the former), `<n>.<type>.<app>.<network>.Z` one container. `_<service>._<protocol>` before any of these
@@ -74,7 +74,7 @@ pub struct Zone {
     suffix: Suffix,
     serial: u32,
     /// By the labels before [`Self::suffix`]; holds empty non-terminals too (RFC 8020).
-    names: BTreeMap<Box<[u8]>, Arc<Node>>,
+    names: BTreeMap<Arc<[u8]>, Arc<Node>>,
     reverse: Reverse,
 }
 
@@ -104,7 +104,7 @@ impl Zone {
     /// `ttl_s` is the time to live of every answer in seconds. `serial` is the SOA's (RFC 1035 §3.3.13): equal
     /// on all hosts that see the same members. Addresses within `subnet` get PTR records.
     ///
-    /// The order of `members` does not matter, and a name with an address given twice has it once.
+    /// An address has one member: of several that are given, the last one.
     ///
     /// # Errors
     /// A name that DNS cannot hold; the zone is then not built at all.
@@ -116,12 +116,11 @@ impl Zone {
         subnet: Ipv4Net,
         members: &[ZoneMember],
     ) -> Result<Zone, ZoneError> {
-        let suffix = parse_suffix(&format!("{network}.{zone}"))?;
-        let mut draft = Draft::new(suffix);
+        let mut draft = Draft::new(network, zone, ttl_s, subnet)?;
         for member in members {
-            draft.add(member)?;
+            draft.put(member.clone())?;
         }
-        Ok(draft.encode(network, ttl_s, serial, subnet))
+        Ok(draft.zone(serial))
     }
 
     /// The network's name, `pn-<uuid>`.
@@ -209,8 +208,8 @@ mod tests {
             member("ap-2", "worker", Some(1), 9),
             member("ap-1", "web", Some(10), 4),
             ZoneMember { late: true, ..member("ap-1", "web", Some(9), 3) },
+            member("ap-2", "web", None, 5),
             ZoneMember { address6: Some("fd00::1".parse().unwrap()), ..member("AP-1", "Web", None, 5) },
-            member("ap-1", "web", None, 5),
         ])
         .unwrap();
         let end = format!(".{NETWORK}.private-network.internal");

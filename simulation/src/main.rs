@@ -13,6 +13,7 @@ mod laws;
 mod liar;
 mod operation;
 mod pool;
+mod progress;
 mod random;
 mod report;
 mod scenario;
@@ -168,9 +169,17 @@ async fn tell(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let mut stage = Stage::new(cluster);
     stage.chronicle = report.map(|_| Chronicle::begin());
     let told = match script {
-        Some(script) => stage.play(script).await,
-        None => random::play(&mut stage, &mut rng, Duration::from_secs(arguments.virtual_seconds)).await,
+        Some(script) => {
+            stage.planned = script.iter().map(Operation::waits).sum();
+            stage.play(script).await
+        }
+        None => {
+            let lasting = Duration::from_secs(arguments.virtual_seconds);
+            stage.planned = lasting;
+            random::play(&mut stage, &mut rng, lasting).await
+        }
     };
+    stage.progress.end();
     stage.cluster.note_traffic();
     if let Some(file) = report {
         page(&stage, &arguments, told.as_ref().err()).write(file)?;

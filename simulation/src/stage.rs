@@ -14,6 +14,7 @@ use crate::cluster::{Cluster, QUARANTINE};
 use crate::laws;
 use crate::liar::Liar;
 use crate::operation::Operation;
+use crate::progress::Progress;
 
 /// Between two looks at what holds at any moment.
 const STEP: Duration = Duration::from_secs(1);
@@ -42,6 +43,10 @@ pub struct Stage {
     liar: Option<Liar>,
     /// How long the region took to be quiet, each time.
     pub settled: Vec<Duration>,
+    /// For whoever waits.
+    pub progress: Progress,
+    /// About how long it will be, in virtual time.
+    pub planned: Duration,
     /// What a page shows of the run; none where nobody asked for one.
     pub chronicle: Option<Chronicle>,
 }
@@ -61,6 +66,8 @@ impl Stage {
             suspended: Vec::new(),
             liar: None,
             settled: Vec::new(),
+            progress: Progress::begin("the scenario"),
+            planned: Duration::ZERO,
             chronicle: None,
         }
     }
@@ -101,6 +108,9 @@ impl Stage {
         if let Some(chronicle) = &mut self.chronicle {
             chronicle.look(&self.cluster);
         }
+        let (done, total) = (self.cluster.history.elapsed(), self.planned);
+        let detail = format!("{} of {} virtual s", done.as_secs(), total.max(done).as_secs());
+        self.progress.tell(done.as_secs_f64(), total.as_secs_f64(), &detail);
         if Instant::now() < self.full {
             return laws::each_second(&mut self.cluster);
         }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use rand::seq::IteratorRandom as _;
+use rand::seq::IndexedRandom as _;
 use tokio::time::Instant;
 
 use super::Seat;
@@ -21,7 +21,7 @@ impl Seat {
             self.eager.own_frame(&owner, chitchat.self_node_state(), Instant::now())
         };
         let Some(frame) = frame.filter(|_| self.stay.config.eager) else { return };
-        for to in self.listeners(None) {
+        for to in self.listeners(&[]) {
             self.eager.spend(frame.len(), Instant::now());
             self.stay.wire.push(to, frame.clone());
         }
@@ -56,7 +56,7 @@ impl Seat {
     }
 
     fn forward(&mut self, frame: Bytes, not_to: [SocketAddr; 2]) {
-        for to in self.listeners(Some(not_to)) {
+        for to in self.listeners(&not_to) {
             if !self.eager.may_forward(frame.len(), Instant::now()) {
                 self.stay.wire.counters().frame("shed");
                 return;
@@ -66,10 +66,10 @@ impl Seat {
     }
 
     /// So many random hosts that a rumour reaches all but a few, and those by their next gossip.
-    fn listeners(&self, except: Option<[SocketAddr; 2]>) -> Vec<SocketAddr> {
-        let hosts = self.others_answering().count() + 1;
+    fn listeners(&self, not_to: &[SocketAddr]) -> Vec<SocketAddr> {
+        let hosts = self.answering.len() + 1;
         let fan_out = (hosts as f64).ln().ceil() as usize + 3;
-        let others = self.others_answering().filter(|to| except.is_none_or(|except| !except.contains(to)));
-        others.sample(&mut rand::rng(), fan_out)
+        let drawn = self.answering.sample(&mut rand::rng(), fan_out + not_to.len()).copied();
+        drawn.filter(|to| !not_to.contains(to)).take(fan_out).collect()
     }
 }

@@ -13,22 +13,14 @@ use netplumb::plan::Prune;
 use tokio::time::Instant;
 
 use super::reconcile::Wanted;
-use super::{Agent, Built, EventKind, Snapshot};
-use crate::claims::Changes;
+use super::{Agent, Built, EventKind, Own, Snapshot};
+use crate::claims::{Changes, Extent, MemberKey, Touched};
 use crate::journal::Journal;
-use crate::project;
+use crate::project::{self, Renewed, Whole, World};
 use crate::store::{Entry, Store};
 
 /// A record younger than this makes its readers send the first packet.
 const YOUNG: Duration = Duration::from_secs(10);
-
-/// What a pass has to look at.
-#[derive(Default)]
-struct Touched {
-    networks: BTreeSet<NetworkId>,
-    /// Something that concerns every network.
-    all: bool,
-}
 
 impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     /// Makes everything follow. What did not change is not looked at.
@@ -40,8 +32,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         }
         self.publish().await;
         self.want(&touched);
-        let is_touched = |network: &NetworkId| touched.all || touched.networks.contains(network);
-        self.names.follow(&self.followed, &self.ledger, &self.journal, is_touched);
+        self.names.follow(&self.followed, &self.ledger, &self.journal, &touched);
         self.answer_pending();
         self.tell();
         self.settle_contested();
@@ -55,17 +46,17 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         if !Arc::ptr_eq(&old, &self.followed) {
             self.advance_from(&old, touched);
         }
-        for network in &own {
-            self.ledger.open(*network, &self.followed);
+        for network in own {
+            self.ledger.open(network, &self.followed);
+            touched.whole(network);
         }
-        touched.networks.extend(own);
     }
 
     fn advance_from(&mut self, old: &View, touched: &mut Touched) {
         let now = Instant::now();
         let changes = Changes::between(old, &self.followed);
         self.bench.follow(&changes, now);
-        let new = self.ledger.follow(&changes);
+        let news = self.ledger.follow(&changes);
         for change in &changes.hosts {
             let members = change.new.map(|h| &h.records.members).into_iter().flatten();
             for ((network, _), record) in members.filter(|(_, r)| r.state != MemberState::Released) {
@@ -73,15 +64,18 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             }
         }
         if self.gossip.is_some() {
-            self.young.extend(new.fresh.into_iter().map(|key| (key, now)));
+            self.young.extend(news.fresh.into_iter().map(|key| (key, now)));
         }
         let of_region = |view: &View| (view.whole, view.stale, view.cut_off, view.twin);
-        touched.all |= of_region(old) != of_region(&self.followed);
-        touched.networks.extend(new.networks);
-        if new.hosts {
+        touched.extend(news.touched);
+        let mut all = of_region(old) != of_region(&self.followed);
+        if news.hosts {
             let mtu = project::fabric_mtu(&self.followed, &self.here);
-            touched.all |= mtu != self.mtu;
+            all |= mtu != self.mtu;
             self.mtu = mtu;
+        }
+        if all {
+            touched.extend(Touched::everything());
         }
         self.tell_region(old);
     }
@@ -137,17 +131,18 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
 
     /// The view with this host's intent in place of what it has published.
     fn with_own(&mut self) -> Arc<View> {
-        let same = self.own.journal.as_ref().is_some_and(|journal| Arc::ptr_eq(journal, &self.journal));
-        let records = match &self.own.records {
-            Some(records) if same => records.clone(),
-            _ => Arc::new(HostRecords {
-                host: self.host_record(),
-                networks: self.journal.claims(),
-                members: self.journal.records(),
-            }),
-        };
-        self.own.journal = Some(self.journal.clone());
-        self.own.records = Some(records.clone());
+        if !self.own.journal.as_ref().is_some_and(|journal| Arc::ptr_eq(journal, &self.journal)) {
+            self.own = Own {
+                journal: Some(self.journal.clone()),
+                records: Some(Arc::new(HostRecords {
+                    host: self.host_record(),
+                    networks: self.journal.claims(),
+                    members: self.journal.records(),
+                })),
+                ours: Arc::new(project::ours(self.journal.in_kernel())),
+            };
+        }
+        let Some(records) = self.own.records.clone() else { return self.view.clone() };
         let own = self.view.hosts.get(&self.here.host);
         if own.is_some_and(|own| says_the_same(own, &records)) {
             return self.view.clone();
@@ -211,48 +206,67 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
 
     /// Asks the reconciler to make the kernel follow, when that is something new.
     fn want(&mut self, touched: &Touched) {
+        let journal = self.journal.clone();
         let mut own: BTreeMap<NetworkId, Vec<&Entry>> = BTreeMap::new();
-        for entry in self.journal.durable() {
+        for entry in journal.durable() {
             own.entry(entry.network).or_default().push(entry);
         }
-        let had: BTreeSet<NetworkId> =
-            self.desired.networks.keys().filter_map(|network| network.parse().ok()).collect();
         let known = self.view.whole && !self.view.stale && !self.view.cut_off;
         let prune = if known { Prune::All } else { Prune::HoldRemote };
-        let is_touched = |network: &NetworkId| touched.all || touched.networks.contains(network);
-        let concerned: Vec<NetworkId> = own.keys().chain(&had).filter(|n| is_touched(n)).copied().collect();
+        let had = self.desired.networks.keys().filter_map(|network| network.parse().ok());
+        let concerned: BTreeSet<NetworkId> =
+            own.keys().copied().chain(had).filter(|network| touched.of(network).is_some()).collect();
         if concerned.is_empty() && self.want.borrow().prune == prune {
             return;
         }
-        let (now, young) = (Instant::now(), &self.young);
-        let young = |key: &_| young.get(key).is_some_and(|since| now - *since < YOUNG);
         let mut changed = false;
         for network in concerned {
             let own = own.get(&network).map_or(&[][..], Vec::as_slice);
-            let (view, ledger) = (&self.followed, &self.ledger);
-            let projected = project::network(view, ledger, &self.here, self.mtu, (network, own), young);
-            let name = network.to_string();
-            let last = self.desired.networks.get(&name);
-            match projected {
-                // What is the same stays the same one: nobody compares it again.
-                Some(projected) if last.is_some_and(|last| **last == projected) => {}
-                Some(projected) => {
-                    self.desired.networks.insert(name, Arc::new(projected));
-                    changed = true;
-                }
-                None => changed |= self.desired.networks.remove(&name).is_some(),
-            }
+            changed |= self.project(network, own, touched.of(&network));
         }
-        let ours = project::ours(self.journal.in_kernel());
+        let ours = self.own.ours.clone();
         let same = {
             let last = self.want.borrow();
-            last.revision > 0 && !changed && *last.ours == ours && last.prune == prune
+            last.revision > 0 && !changed && *last.ours == *ours && last.prune == prune
         };
         if !same {
             self.revision += 1;
             let (revision, desired) = (self.revision, Arc::new(self.desired.clone()));
-            self.want.send_replace(Wanted { revision, desired, ours: Arc::new(ours), prune });
+            self.want.send_replace(Wanted { revision, desired, ours, prune });
         }
+    }
+
+    /// Makes what is desired of a network follow, as far as it was touched; whether that is anything new.
+    fn project(&mut self, network: NetworkId, own: &[&Entry], touched: Option<&Extent>) -> bool {
+        let now = Instant::now();
+        let young = |key: &MemberKey| self.young.get(key).is_some_and(|since| now - *since < YOUNG);
+        let (view, ledger) = (&self.followed, &self.ledger);
+        let world = World { view, ledger, here: &self.here, mtu: self.mtu, young: &young };
+        let name = network.to_string();
+        let last = self.desired.networks.get(&name);
+        let renewed = match (touched, last) {
+            (Some(Extent::Addresses(addresses)), Some(last)) if !self.tangled.contains(&network) => {
+                project::renewed(&world, network, own, last, addresses)
+            }
+            _ => Renewed::Tangled,
+        };
+        let whole = match renewed {
+            Renewed::Same => return false,
+            Renewed::Changed(network) => Some(Whole { network, tangled: false }),
+            Renewed::Tangled => project::whole(&world, network, own),
+        };
+        let Some(whole) = whole else { return self.desired.networks.remove(&name).is_some() };
+        if whole.tangled {
+            self.tangled.insert(network)
+        } else {
+            self.tangled.remove(&network)
+        };
+        // What is the same stays the same one: nobody compares it again.
+        let changed = last.is_none_or(|last| **last != whole.network);
+        if changed {
+            self.desired.networks.insert(name, Arc::new(whole.network));
+        }
+        changed
     }
 
     pub(super) fn tell(&self) {

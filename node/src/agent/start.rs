@@ -113,6 +113,7 @@ where
         young: BTreeMap::new(),
         pending: Vec::new(),
         desired: Desired::default(),
+        tangled: BTreeSet::new(),
         mtu: 0,
         revision: 0,
         want,

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use gossip::View;
 use gossip::id::{HostId, MemberId, NetworkId};
-use gossip::record::{HostRecord, MemberRecord, MemberState, NetworkRecord, PublicKey};
+use gossip::record::{Forwarding, HostRecord, MemberRecord, MemberState, NetworkRecord, PublicKey};
 use gossip::standing::Standing;
-use gossip::view::{Host, HostRecords, Via};
+use gossip::view::{Host, HostRecords, Vanished, Via};
+use proptest::prelude::*;
 use tokio::time::Instant;
 
 use super::DEFAULT_SUBNET;
@@ -122,5 +123,69 @@ impl Region {
         let host = self.host(name);
         host.silent_since = if standing.answers() { None } else { host.silent_since.or(Some(now)) };
         host.standing = standing;
+    }
+}
+
+/// What can happen to a region.
+#[derive(Debug, Clone)]
+pub enum Edit {
+    Put(u8, u64, MemberRecord),
+    Remove(u8, u64),
+    Network(u8, bool, NetworkRecord),
+    NoNetwork(u8, bool),
+    Stand(u8, Standing),
+    Vanish(u8, u64, MemberRecord),
+    Remember,
+    Forget(u8),
+}
+
+pub fn edit() -> impl Strategy<Value = Edit> {
+    let state =
+        prop_oneof![Just(MemberState::Joining), Just(MemberState::Ready), Just(MemberState::Released)];
+    // Some bear the key of another.
+    let key = prop::option::weighted(0.1, 1u8..5);
+    let member = (0u64..6, 1u16..5, prop::option::of(1u32..4), state, key).prop_map(
+        |(counter, last, number, state, key)| {
+            let record = record(counter, last, number, state);
+            MemberRecord { key: key.map_or(record.key, |key| PublicKey([key; 32])), ..record }
+        },
+    );
+    let standing = prop_oneof![
+        Just(Standing::Answering),
+        Just(Standing::Dead),
+        Just(Standing::Gone),
+        Just(Standing::Away)
+    ];
+    prop_oneof![
+        4 => (0u8..4, 0u64..4, member.clone()).prop_map(|(h, m, r)| Edit::Put(h, m, r)),
+        1 => (0u8..4, 0u64..4).prop_map(|(h, m)| Edit::Remove(h, m)),
+        2 => (0u8..4, any::<bool>(), 0u64..4, 10u32..13, prop::option::of((0u64..4, any::<bool>())))
+            .prop_map(|(h, n, c, v, said)| {
+                let forwarding = said.map(|(counter, off)| Forwarding { counter, off });
+                Edit::Network(h, n, NetworkRecord { forwarding, ..claim(c, v) })
+            }),
+        1 => (0u8..4, any::<bool>()).prop_map(|(h, n)| Edit::NoNetwork(h, n)),
+        2 => (0u8..4, standing).prop_map(|(h, s)| Edit::Stand(h, s)),
+        1 => (0u8..4, 0u64..4, member).prop_map(|(h, m, r)| Edit::Vanish(h, m, r)),
+        1 => Just(Edit::Remember),
+        1 => (0u8..4).prop_map(Edit::Forget),
+    ]
+}
+
+pub fn apply(region: &mut Region, edit: Edit, now: Instant) {
+    let name = |h: u8| format!("h{h}");
+    let network = |second: bool| if second { PN2 } else { PN };
+    match edit {
+        Edit::Put(h, m, record) => region.put(&name(h), m, record),
+        Edit::Remove(h, m) => region.remove(&name(h), m),
+        Edit::Network(h, second, record) => region.put_network(&name(h), network(second), record),
+        Edit::NoNetwork(h, second) => region.remove_network(&name(h), network(second)),
+        Edit::Stand(h, standing) => region.stand(&name(h), standing, now),
+        Edit::Vanish(h, m, record) => {
+            let vanished = Vanished { record, since: now };
+            region.view.vanished.insert((host(&name(h)), pn(), member(m)), vanished);
+        }
+        Edit::Remember => region.view.vanished.clear(),
+        Edit::Forget(h) => _ = region.view.hosts.remove(&host(&name(h))),
     }
 }

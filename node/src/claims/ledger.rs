@@ -13,8 +13,9 @@ use ipnet::Ipv4Net;
 use tokio::time::Instant;
 
 use super::MemberKey;
-use super::changes::{Changes, VanishedChange, each_change};
+use super::changes::{Changes, HostChange, VanishedChange, each_change};
 use super::networks::Networks;
+use super::touched::Touched;
 
 /// What of a claim still counts, strongest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,9 +63,10 @@ pub struct Tally {
 
 /// What changed from one view to the next.
 #[derive(Debug, Default, Clone, PartialEq)]
-pub struct Touched {
-    /// Networks of which a member, its host's standing or the VNI changed.
-    pub networks: BTreeSet<NetworkId>,
+pub struct Followed {
+    /// What a member, its host's standing or tunnel end, or a VNI changed of: enough to look at for whoever follows
+    /// the holders.
+    pub touched: Touched,
     /// Members that were not there before.
     pub fresh: Vec<MemberKey>,
     /// Whether a host's own record changed, or a host came or went for good.
@@ -121,17 +123,24 @@ impl Ledger {
     }
 
     /// Follows from the view it was made of to the next one.
-    pub fn follow(&mut self, changes: &Changes) -> Touched {
-        let mut touched = Touched::default();
+    pub fn follow(&mut self, changes: &Changes) -> Followed {
+        let (mut followed, mut rivals) = (Followed::default(), BTreeSet::new());
         for change in &changes.hosts {
-            self.follow_owner(change.host, change.old, change.new, &mut touched);
+            self.follow_owner(change, &mut followed, &mut rivals);
         }
         for change in &changes.vanished {
-            touched.networks.insert(change.key.1);
+            followed.touched.at(change.key.1, None);
             self.follow_vanished(change);
         }
-        touched.networks.extend(self.networks.settle(changes.view));
-        touched
+        for (host, network, member) in rivals {
+            let records = changes.view.hosts.get(&host).map(|h| &h.records);
+            let record = records.and_then(|records| records.members.get(&(network, member)));
+            followed.touched.at(network, record.map(|record| record.address));
+        }
+        for network in self.networks.settle(changes.view) {
+            followed.touched.whole(network);
+        }
+        followed
     }
 
     /// The claims of a network from now on; `view` is the one followed last.
@@ -194,14 +203,20 @@ impl Ledger {
         holder.is_some_and(|holder| (&holder.host, &holder.member) != (&key.0, &key.2))
     }
 
-    fn follow_owner(&mut self, host: &HostId, old: Option<&Host>, new: Option<&Host>, touched: &mut Touched) {
+    /// `rivals` are those who want a number that somebody else has begun or ceased to want.
+    fn follow_owner(
+        &mut self,
+        HostChange { host, old, new }: &HostChange,
+        followed: &mut Followed,
+        rivals: &mut BTreeSet<MemberKey>,
+    ) {
         let place = |h: Option<&Host>| {
             let gone_since = h.and_then(|h| h.silent_since.filter(|_| h.standing == Standing::Gone));
             h.map(|h| (h.standing, gone_since, h.records.host.vtep, h.records.host.port))
         };
-        let moved = place(old) != place(new);
-        touched.hosts |= moved || old.map(|h| h.records.host.mtu) != new.map(|h| h.records.host.mtu);
-        self.networks.follow(host, old, new);
+        let moved = place(*old) != place(*new);
+        followed.hosts |= moved || old.map(|h| h.records.host.mtu) != new.map(|h| h.records.host.mtu);
+        self.networks.follow(host, *old, *new);
         self.counter_max = self.counter_max.max(new.map_or(0, highest_counter));
         let none = BTreeMap::new();
         let before = old.map_or(&none, |h| &h.records.members);
@@ -210,18 +225,24 @@ impl Ledger {
             if from == to && !moved {
                 return;
             }
-            touched.networks.insert(*network);
             if from.is_none() {
-                touched.fresh.push((host.clone(), *network, member.clone()));
+                followed.fresh.push(((*host).clone(), *network, member.clone()));
             }
-            if self.open.has(network) {
-                let claims = self.claims.entry(*network).or_default();
-                if let (Some(record), Some(h)) = (from, old) {
-                    claims.strike(host, member, record, phase(record, h));
-                }
-                if let (Some(record), Some(h)) = (to, new) {
-                    claims.enter(host, member, record, phase(record, h));
-                }
+            if !self.open.has(network) {
+                return followed.touched.at(*network, None);
+            }
+            followed.touched.at(*network, [from, to].into_iter().flatten().map(|record| record.address));
+            let claims = self.claims.entry(*network).or_default();
+            if let (Some(record), Some(h)) = (from, old) {
+                claims.strike(host, member, record, phase(record, h));
+            }
+            if let (Some(record), Some(h)) = (to, new) {
+                claims.enter(host, member, record, phase(record, h));
+            }
+            for record in [from, to].into_iter().flatten() {
+                let others =
+                    claims.who_want_number_of(record).filter(|c| c.host != **host || c.member != *member);
+                rivals.extend(others.map(|c| (c.host.clone(), *network, c.member.clone())));
             }
         });
     }
@@ -261,6 +282,11 @@ impl Claims {
     /// What stands first at a number: live, or a ghost; a released number is free at once.
     pub fn at_number(&self, app: AppId, process: &ProcessType, number: u32) -> Option<&Claimant> {
         self.ordinals.get(&(app, process.clone()))?.get(&number)?.first()
+    }
+
+    fn who_want_number_of(&self, record: &MemberRecord) -> impl Iterator<Item = &Claimant> {
+        let numbers = record.ordinal.zip(self.ordinals.get(&(record.app, record.process.clone())));
+        numbers.and_then(|(number, numbers)| numbers.get(&number)).into_iter().flatten()
     }
 
     /// Who holds an address, in the order of addresses.

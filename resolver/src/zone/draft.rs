@@ -1,82 +1,178 @@
-//! A network's names while its members are gathered.
+//! A network's names as its members come and go.
 
-use super::{Node, Zone, ZoneError, ZoneMember};
+use super::{Node, Zone, ZoneError, ZoneMember, parse_suffix};
 use crate::name::{self, Suffix};
 use crate::records::RecordSet;
 use crate::reverse::Reverse;
 use crate::services::{Services, Target};
 use ipnet::Ipv4Net;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 /// The process type an application's bare name stands for.
 const DEFAULT_PROCESS: &str = "web";
 
-/// Names and pointers so far.
-pub(super) struct Draft {
+/// The names of one network while its members come and go: a [`Zone`] of it costs what changed since the last one.
+///
+/// An address has one member at a time.
+#[derive(Debug)]
+pub struct Draft {
+    network: String,
     suffix: Suffix,
-    /// By their labels before the suffix, in wire form.
-    names: BTreeMap<Vec<u8>, Name>,
-    /// What each address is called; the least of several names.
-    pointers: BTreeMap<Ipv4Addr, Vec<u8>>,
+    ttl_s: u32,
+    subnet: Ipv4Net,
+    members: BTreeMap<Ipv4Addr, Placed>,
+    /// Why each name is there, by its labels before the suffix in wire form.
+    reasons: BTreeMap<Labels, BTreeSet<(Ipv4Addr, Reason)>>,
+    /// Names that are not as `names` has them.
+    touched: BTreeSet<Labels>,
+    names: BTreeMap<Labels, Arc<Node>>,
+    reverse: Reverse,
 }
 
-/// What stands at a name; of each address and target, whether all that stand behind it are late.
-#[derive(Default)]
-struct Name {
-    a: BTreeMap<Ipv4Addr, bool>,
-    aaaa: BTreeMap<Ipv6Addr, bool>,
-    /// By the target's whole name and the port.
-    targets: BTreeMap<(Vec<u8>, u16), (bool, Option<Ipv4Addr>)>,
-    /// Those of the member with the least address.
-    facts: Option<(Ipv4Addr, Vec<String>)>,
+/// Shared by all zones that have the name.
+type Labels = Arc<[u8]>;
+
+/// A member, and where it stands.
+#[derive(Debug)]
+struct Placed {
+    member: ZoneMember,
+    /// The name that says most about it, whole.
+    own: Vec<u8>,
+    /// It has that name alone.
+    numbered: bool,
+    places: Vec<(Labels, Reason)>,
+}
+
+/// Why a name is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Reason {
+    /// There is a name below it.
+    Above,
+    /// The member's addresses stand there.
+    Held,
+    /// Its facts do.
+    Described,
+    /// It publishes that service, on this port.
+    Published(u16),
 }
 
 impl Draft {
-    pub(super) fn new(suffix: Suffix) -> Draft {
-        // The network's own name, which has names below it.
-        let names = BTreeMap::from([(Vec::new(), Name::default())]);
-        Draft { suffix, names, pointers: BTreeMap::new() }
+    /// No member yet; as for [`Zone::build`].
+    ///
+    /// # Errors
+    /// [`ZoneError::Name`].
+    pub fn new(network: &str, zone: &str, ttl_s: u32, subnet: Ipv4Net) -> Result<Draft, ZoneError> {
+        let suffix = parse_suffix(&format!("{network}.{zone}"))?;
+        // The network's own name is there without anybody.
+        let names = BTreeMap::from([(Labels::default(), Arc::default())]);
+        Ok(Draft {
+            network: network.to_owned(),
+            suffix,
+            ttl_s,
+            subnet,
+            members: BTreeMap::new(),
+            reasons: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            names,
+            reverse: Reverse::new(subnet),
+        })
     }
 
-    /// Adds a member's names.
-    pub(super) fn add(&mut self, member: &ZoneMember) -> Result<(), ZoneError> {
-        let labels = MemberLabels::new(member)?;
-        let own = self.whole(member, labels.own())?;
-        let pointer = self.pointers.entry(member.address).or_insert_with(|| own.clone());
-        if own < *pointer {
-            pointer.clone_from(&own);
+    /// Sets what [`Draft::new`] was told of every answer's time to live and of the addresses that have names; whether
+    /// that is anything new.
+    pub fn set_terms(&mut self, ttl_s: u32, subnet: Ipv4Net) -> bool {
+        if (self.ttl_s, self.subnet) == (ttl_s, subnet) {
+            return false;
         }
-        self.names.entry(labels.app.clone()).or_default();
+        (self.ttl_s, self.subnet) = (ttl_s, subnet);
+        self.touched.extend(self.reasons.keys().cloned());
+        self.reverse = Reverse::new(subnet);
+        for (address, placed) in &self.members {
+            self.reverse.set(*address, Some(RecordSet::ptr(ttl_s, &placed.own)));
+        }
+        true
+    }
+
+    /// The members, in the order of their addresses.
+    pub fn members(&self) -> impl Iterator<Item = &ZoneMember> {
+        self.members.values().map(|placed| &placed.member)
+    }
+
+    /// The member at an address.
+    pub fn at(&self, address: Ipv4Addr) -> Option<&ZoneMember> {
+        self.members.get(&address).map(|placed| &placed.member)
+    }
+
+    /// Puts a member in the place of the one that has its address.
+    ///
+    /// # Errors
+    /// Names that DNS cannot hold; nobody is at its address then.
+    pub fn put(&mut self, member: ZoneMember) -> Result<(), ZoneError> {
+        let address = member.address;
+        self.remove(address);
+        let placed = self.place(member)?;
+        self.reverse.set(address, Some(RecordSet::ptr(self.ttl_s, &placed.own)));
+        for (labels, reason) in &placed.places {
+            self.reasons.entry(labels.clone()).or_default().insert((address, *reason));
+            self.touched.insert(labels.clone());
+        }
+        self.members.insert(address, placed);
+        Ok(())
+    }
+
+    /// Takes away the member at an address, if there is one.
+    pub fn remove(&mut self, address: Ipv4Addr) {
+        let Some(placed) = self.members.remove(&address) else { return };
+        self.reverse.set(address, None);
+        for (labels, reason) in placed.places {
+            if let Some(reasons) = self.reasons.get_mut(&labels) {
+                reasons.remove(&(address, reason));
+                if reasons.is_empty() {
+                    self.reasons.remove(&labels);
+                }
+            }
+            self.touched.insert(labels);
+        }
+    }
+
+    /// What is to be served now. `serial` as for [`Zone::build`].
+    pub fn zone(&mut self, serial: u32) -> Zone {
+        for labels in std::mem::take(&mut self.touched) {
+            match self.reasons.get(&labels) {
+                Some(reasons) => _ = self.names.insert(labels, Arc::new(self.encode(reasons))),
+                None => _ = self.names.remove(&labels),
+            }
+        }
+        Zone {
+            network: self.network.clone(),
+            suffix: self.suffix.clone(),
+            serial,
+            names: self.names.clone(),
+            reverse: self.reverse.clone(),
+        }
+    }
+
+    /// Where a member stands.
+    fn place(&self, member: ZoneMember) -> Result<Placed, ZoneError> {
+        let labels = MemberLabels::new(&member)?;
+        let own = self.whole(&member, labels.own())?;
+        let mut places = vec![(labels.app.clone(), Reason::Above)];
         for held in labels.held() {
-            self.add_services(member, &labels, held, &own)?;
-            self.names.entry(held.clone()).or_default().add(member);
+            places.push((held.clone(), Reason::Held));
+            for port in &member.ports {
+                let transport = below(&member, &format!("_{}", port.protocol), held)?;
+                let service = below(&member, &format!("_{}", port.service), &transport)?;
+                self.whole(&member, &service)?;
+                places.push((transport, Reason::Above));
+                places.push((service, Reason::Published(port.number)));
+            }
         }
-        if let Some(numbered) = labels.ordinal {
-            self.names.entry(numbered).or_default().describe(member);
-        }
-        Ok(())
-    }
-
-    /// Adds the member's services below one of its names. `own` is what SRV records call it.
-    fn add_services(
-        &mut self,
-        member: &ZoneMember,
-        labels: &MemberLabels,
-        held: &[u8],
-        own: &[u8],
-    ) -> Result<(), ZoneError> {
-        for port in &member.ports {
-            let transport = below(member, &format!("_{}", port.protocol), held)?;
-            let service = below(member, &format!("_{}", port.service), &transport)?;
-            self.whole(member, &service)?;
-            self.names.entry(transport).or_default();
-            let targets = &mut self.names.entry(service).or_default().targets;
-            let address = labels.ordinal.as_ref().map(|_| member.address);
-            targets.entry((own.to_owned(), port.number)).or_insert((true, address)).0 &= member.late;
-        }
-        Ok(())
+        let numbered = labels.ordinal.is_some();
+        places.extend(labels.ordinal.map(|ordinal| (ordinal, Reason::Described)));
+        let places = places.into_iter().map(|(labels, reason)| (labels.into(), reason)).collect();
+        Ok(Placed { member, own, numbered, places })
     }
 
     /// A member's whole name.
@@ -84,37 +180,54 @@ impl Draft {
         self.suffix.below(labels).ok_or(ZoneError::TooLong(member.address))
     }
 
-    pub(super) fn encode(self, network: &str, ttl_s: u32, serial: u32, subnet: Ipv4Net) -> Zone {
-        let names =
-            self.names.into_iter().map(|(labels, name)| (labels.into(), Arc::new(name.encode(ttl_s))));
-        Zone {
-            network: network.to_owned(),
-            serial,
-            names: names.collect(),
-            reverse: Reverse::new(subnet, ttl_s, &self.pointers),
-            suffix: self.suffix,
+    /// The records of a name, given why it is there.
+    fn encode(&self, reasons: &BTreeSet<(Ipv4Addr, Reason)>) -> Node {
+        let mut name = Name::default();
+        for (address, reason) in reasons {
+            if let Some(placed) = self.members.get(address) {
+                name.add(placed, *reason);
+            }
         }
+        name.encode(self.ttl_s)
     }
 }
 
-impl Name {
-    fn add(&mut self, member: &ZoneMember) {
-        *self.a.entry(member.address).or_insert(true) &= member.late;
-        if let Some(address6) = member.address6 {
-            *self.aaaa.entry(address6).or_insert(true) &= member.late;
-        }
-    }
+/// A target's whole name, and the port.
+type Published<'d> = (&'d [u8], u16);
 
-    fn describe(&mut self, member: &ZoneMember) {
-        if self.facts.as_ref().is_none_or(|(address, _)| member.address < *address) {
-            self.facts = Some((member.address, member.facts.clone()));
+/// What stands at a name; of each address and target, whether all that stand behind it are late.
+#[derive(Default)]
+struct Name<'d> {
+    a: BTreeMap<Ipv4Addr, bool>,
+    aaaa: BTreeMap<Ipv6Addr, bool>,
+    targets: BTreeMap<Published<'d>, (bool, Option<Ipv4Addr>)>,
+    /// Those of the member with the least address.
+    facts: Option<&'d [String]>,
+}
+
+impl<'d> Name<'d> {
+    fn add(&mut self, placed: &'d Placed, reason: Reason) {
+        let member = &placed.member;
+        match reason {
+            Reason::Above => {}
+            Reason::Held => {
+                self.a.insert(member.address, member.late);
+                if let Some(address6) = member.address6 {
+                    *self.aaaa.entry(address6).or_insert(true) &= member.late;
+                }
+            }
+            Reason::Described => self.facts = self.facts.or(Some(&member.facts)),
+            Reason::Published(port) => {
+                let address = placed.numbered.then_some(member.address);
+                self.targets.entry((&placed.own, port)).or_insert((true, address)).0 &= member.late;
+            }
         }
     }
 
     fn encode(self, ttl_s: u32) -> Node {
-        let facts = self.facts.map(|(_, facts)| facts).filter(|facts| !facts.is_empty());
+        let facts = self.facts.filter(|facts| !facts.is_empty());
         let targets = self.targets.into_iter().map(|((name, port), (late, address))| Target {
-            name,
+            name: name.to_owned(),
             port,
             late,
             address,
@@ -122,7 +235,7 @@ impl Name {
         Node {
             a: RecordSet::a(ttl_s, &self.a),
             aaaa: RecordSet::aaaa(ttl_s, &self.aaaa),
-            txt: facts.map(|facts| RecordSet::txt(ttl_s, &facts)).unwrap_or_default(),
+            txt: facts.map(|facts| RecordSet::txt(ttl_s, facts)).unwrap_or_default(),
             services: Services::new(ttl_s, targets),
         }
     }
@@ -170,3 +283,6 @@ fn below(member: &ZoneMember, label: &str, parent: &[u8]) -> Result<Vec<u8>, Zon
     wire.extend_from_slice(parent);
     Ok(wire)
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,11 @@ use crate::liar::Liar;
 use crate::operation::{Disk, Lie, Operation, Place, Sky};
 
 impl Operation {
+    /// For how long it does nothing but wait.
+    pub fn waits(&self) -> Duration {
+        if let Operation::Wait(time) = self { *time } else { Duration::ZERO }
+    }
+
     /// Whether the region has something to get over after it.
     pub fn disturbs(&self) -> bool {
         !matches!(

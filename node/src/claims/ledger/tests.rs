@@ -108,8 +108,8 @@ fn what_is_said_last_of_other_names_holds() {
     );
     assert_eq!(ledger.next_counter(), 8, "the next word is later");
     let mut follow = |region: &Region, before: &View| {
-        let touched = ledger.follow(&Changes::between(before, &region.view));
-        (touched.networks.contains(&pn()), ledger.networks.get(pn()).unwrap().forwards())
+        let touched = ledger.follow(&Changes::between(before, &region.view)).touched;
+        (touched.of(&pn()).is_some(), ledger.networks.get(pn()).unwrap().forwards())
     };
     let before = region.view.clone();
     region.put_network("c", PN, NetworkRecord { forwarding: said(8, false), ..claim(9, 10) });
@@ -128,71 +128,13 @@ fn only_open_networks_are_kept() {
     let mut ledger = Ledger::default();
     let before = region.view.clone();
     region.put("a", 1, record(1, 1, None, MemberState::Ready));
-    let touched = ledger.follow(&Changes::between(&before, &region.view));
-    assert_eq!(touched.networks, BTreeSet::from([pn()]), "what is not open is told of all the same");
+    let touched = ledger.follow(&Changes::between(&before, &region.view)).touched;
+    assert!(touched.of(&pn()).is_some(), "what is not open is told of all the same");
     assert!(ledger.claims(pn()).holder(address(1)).is_none());
     assert!(ledger.open(pn(), &region.view).holder(address(1)).is_some());
     ledger.close_others(&BTreeSet::new());
     assert!(ledger.claims(pn()).holder(address(1)).is_none());
     assert_eq!(ledger.counter_max, 1);
-}
-
-/// What can happen to a region.
-#[derive(Debug, Clone)]
-enum Edit {
-    Put(u8, u64, MemberRecord),
-    Remove(u8, u64),
-    Network(u8, bool, NetworkRecord),
-    NoNetwork(u8, bool),
-    Stand(u8, Standing),
-    Vanish(u8, u64, MemberRecord),
-    Remember,
-    Forget(u8),
-}
-
-fn edit() -> impl Strategy<Value = Edit> {
-    let state =
-        prop_oneof![Just(MemberState::Joining), Just(MemberState::Ready), Just(MemberState::Released)];
-    let member = (0u64..6, 1u16..5, prop::option::of(1u32..4), state)
-        .prop_map(|(counter, last, number, state)| record(counter, last, number, state));
-    let standing = prop_oneof![
-        Just(Standing::Answering),
-        Just(Standing::Dead),
-        Just(Standing::Gone),
-        Just(Standing::Away)
-    ];
-    prop_oneof![
-        4 => (0u8..4, 0u64..4, member.clone()).prop_map(|(h, m, r)| Edit::Put(h, m, r)),
-        1 => (0u8..4, 0u64..4).prop_map(|(h, m)| Edit::Remove(h, m)),
-        2 => (0u8..4, any::<bool>(), 0u64..4, 10u32..13, prop::option::of((0u64..4, any::<bool>())))
-            .prop_map(|(h, n, c, v, said)| {
-                let forwarding = said.map(|(counter, off)| Forwarding { counter, off });
-                Edit::Network(h, n, NetworkRecord { forwarding, ..claim(c, v) })
-            }),
-        1 => (0u8..4, any::<bool>()).prop_map(|(h, n)| Edit::NoNetwork(h, n)),
-        2 => (0u8..4, standing).prop_map(|(h, s)| Edit::Stand(h, s)),
-        1 => (0u8..4, 0u64..4, member).prop_map(|(h, m, r)| Edit::Vanish(h, m, r)),
-        1 => Just(Edit::Remember),
-        1 => (0u8..4).prop_map(Edit::Forget),
-    ]
-}
-
-fn apply(region: &mut Region, edit: Edit, now: Instant) {
-    let name = |h: u8| format!("h{h}");
-    let network = |second: bool| if second { PN2 } else { PN };
-    match edit {
-        Edit::Put(h, m, record) => region.put(&name(h), m, record),
-        Edit::Remove(h, m) => region.remove(&name(h), m),
-        Edit::Network(h, second, record) => region.put_network(&name(h), network(second), record),
-        Edit::NoNetwork(h, second) => region.remove_network(&name(h), network(second)),
-        Edit::Stand(h, standing) => region.stand(&name(h), standing, now),
-        Edit::Vanish(h, m, record) => {
-            let vanished = Vanished { record, since: now };
-            region.view.vanished.insert((host(&name(h)), pn(), member(m)), vanished);
-        }
-        Edit::Remember => region.view.vanished.clear(),
-        Edit::Forget(h) => _ = region.view.hosts.remove(&host(&name(h))),
-    }
 }
 
 proptest! {
