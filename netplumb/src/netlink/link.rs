@@ -144,12 +144,6 @@ impl Rtnl {
         }
     }
 
-    /// The index of the link of this name; ENODEV without such a one.
-    pub(crate) fn index(&mut self, name: &str) -> io::Result<u32> {
-        let link = self.link(name)?;
-        link.map(|link| link.index).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
-    }
-
     /// All links by name.
     pub(crate) fn links(&mut self) -> io::Result<BTreeMap<String, Seen>> {
         let skip_stats = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];

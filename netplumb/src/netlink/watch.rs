@@ -22,7 +22,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::kernel::Place;
 use crate::netlink::lock;
-use crate::netlink::socket::Rtnl;
+use crate::netlink::socket::{HEADER_BYTES, Rtnl, messages};
 use crate::netns;
 
 /// Links, rows, addresses, routes and ids of namespaces (linux/rtnetlink.h).
@@ -35,8 +35,6 @@ const GROUPS: u32 = (libc::RTMGRP_LINK
     | 1 << (libc::RTNLGRP_NSID - 1);
 /// Room for a burst in bytes; what does not fit is looked at whole.
 const BUFFER_BYTES: usize = 4 << 20;
-/// Bytes of a netlink message's header, after which the family stands.
-const HEADER_BYTES: usize = 16;
 
 /// The socket, and who is heard by it.
 pub(crate) struct Watch {
@@ -190,16 +188,6 @@ fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Opti
     Ok((length, nsid))
 }
 
-/// The messages of a datagram, each with its header.
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
-    std::iter::from_fn(move || {
-        let length = u32::from_ne_bytes(bytes.first_chunk().copied()?) as usize;
-        let message = bytes.get(..length).filter(|message| message.len() > HEADER_BYTES)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(message)
-    })
-}
-
 /// Links, addresses, routes, and rows. Not neighbours: a container's own come and go all the time, and dumping
 /// ours walks the whole machine's table, so that they are left to the audits.
 fn matters(message: &[u8]) -> bool {
@@ -211,7 +199,10 @@ fn matters(message: &[u8]) -> bool {
         | libc::RTM_DELADDR
         | libc::RTM_NEWROUTE
         | libc::RTM_DELROUTE => true,
-        libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => message[HEADER_BYTES] == libc::AF_BRIDGE as u8,
+        // The family stands after the header.
+        libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
+            message.get(HEADER_BYTES) == Some(&(libc::AF_BRIDGE as u8))
+        }
         _ => false,
     }
 }
