@@ -78,8 +78,9 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             }
             Step::Ready(member, reply) => {
                 let ready = self.ready(&member);
-                self.follow().await;
+                // As with a claim; who asked waits for both.
                 let _ = reply.send(ready);
+                self.follow().await;
             }
             Step::Turn(reply) => drop(reply.send(())),
             Step::Create(network, subnet, told, reply) => {

@@ -249,10 +249,13 @@ impl<K: Kernel, S: Store> Context<K, S> {
         applied
     }
 
-    /// Step 5, second half: the promise is written down, then made.
+    /// Step 5, second half: it is written down that the member is ready, and published.
     pub(super) async fn ready(&self, member: &MemberId) -> Result<Entry, Refusal> {
         let entry = self.step(|reply| Step::Ready(member.clone(), reply)).await??;
-        self.store.put(&entry).await.map_err(|e| unwritten(&e))?;
+        // Written down while the loop publishes it; both have been done when this returns.
+        let (written, published) = tokio::join!(self.store.put(&entry), self.step(Step::Turn));
+        written.map_err(|e| unwritten(&e))?;
+        published?;
         Ok(entry)
     }
 
