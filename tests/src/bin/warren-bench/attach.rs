@@ -46,6 +46,7 @@ fn building(dir: &Path) -> (Vec<Row>, f64) {
     let first = host.bare_container("first");
     attach(&host, PN2, &first);
     detach(&host, PN2, &first);
+    until_calm(std::slice::from_ref(&host), &[&first]);
     let containers: Vec<Container> =
         (1..=MEMBERS).map(|n| host.bare_container(&format!("ours-{n}"))).collect();
     let bare: Vec<Container> = (1..=MEMBERS).map(|n| host.bare_container(&format!("bare-{n}"))).collect();
@@ -107,10 +108,8 @@ fn region(dir: &Path, floor: f64) -> Vec<Row> {
     ];
     let detached = Samples::new(detach_all(a, &serial));
     let all: Vec<&Container> = serial.iter().collect();
-    let torn_down = until_gone(std::slice::from_ref(a), &all);
+    let torn_down = until_calm(std::slice::from_ref(a), &all);
     rows.push(Row::told(format!("{SERIAL} detaches in turn until nothing is left"), ms(torn_down)));
-    // The kernel takes namespaces apart after they are gone, and holds RTNL meanwhile: not what is measured next.
-    pause(seconds(3));
 
     let crowd: Vec<Container> = (1..=AT_ONCE).map(|n| a.bare_container(&format!("o-{n}"))).collect();
     rows.push(
@@ -222,6 +221,14 @@ fn until_gone(hosts: &[Host], containers: &[&Container]) -> Duration {
         }
     };
     timed(|| eventually(seconds(10), "nothing is left", look)).1
+}
+
+/// As [`until_gone`], and then until what is measured next has RTNL for itself: the kernel takes namespaces apart
+/// after they are gone, and holds it meanwhile.
+fn until_calm(hosts: &[Host], containers: &[&Container]) -> Duration {
+    let gone = until_gone(hosts, containers);
+    pause(seconds(3));
+    gone
 }
 
 /// Whether the calling thread's namespace has an interface or a DNS socket of the product.
