@@ -232,6 +232,28 @@ impl Engine {
             .unwrap_or(Err(EngineError::Ended))
     }
 
+    /// As [`Engine::set_peers`], for several interfaces: each thread is asked once. An error is the first one's, and the
+    /// others are set all the same.
+    pub fn set_peers_of(&self, interfaces: Vec<(String, Vec<PeerConfig>)>) -> Result<(), EngineError> {
+        let mut result = Ok(());
+        let mut by_place: BTreeMap<usize, Vec<(String, Vec<PeerConfig>)>> = BTreeMap::new();
+        for (id, peers) in interfaces {
+            match self.places.get(&id) {
+                Some(place) => by_place.entry(*place).or_default().push((id, peers)),
+                None => result = result.and(Err(EngineError::NoInterface(id))),
+            }
+        }
+        for (place, interfaces) in by_place {
+            let set = self.shards[place].call(move |ports| {
+                let each = interfaces.iter();
+                each.map(|(id, peers)| peers.iter().try_for_each(|peer| ports.set_peer(id, peer)))
+                    .fold(Ok(()), Result::and)
+            });
+            result = result.and(set.unwrap_or(Err(EngineError::Ended)));
+        }
+        result
+    }
+
     /// Changes how long a padded packet may be.
     pub fn set_mtu(&self, id: &str, mtu: u32) {
         self.call(id, move |ports, id| ports.set_mtu(id, mtu));

@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -259,6 +259,14 @@ impl Host {
         let done = work(&mut route).map_err(failed)?;
         lock(&self.sockets).insert(name.to_owned(), (inode, route));
         Ok(done)
+    }
+
+    /// Keeps a socket of the namespace `name` of ours.
+    fn keep(&self, name: &str, netns: BorrowedFd<'_>, route: Rtnl) -> Result<(), Error> {
+        let failed = |error: rustix::io::Errno| Error::kernel(format!("look at {name}"), error.into());
+        let inode = rustix::fs::fstat(netns).map_err(failed)?.st_ino;
+        lock(&self.sockets).insert(name.to_owned(), (inode, route));
+        Ok(())
     }
 
     fn require(&self, name: &str) -> Result<std::os::fd::OwnedFd, Error> {

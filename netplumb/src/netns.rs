@@ -223,22 +223,27 @@ impl Namespaces {
         }
     }
 
-    /// Makes the namespace `name`, as bare as new ones are, if it is not there.
-    pub(crate) fn create(&self, name: &str) -> Result<OwnedFd, Error> {
+    /// Makes the namespace `name`, if it is not there, and runs `furnish` in it, on the same thread that ends.
+    pub(crate) fn create<T: Send>(
+        &self,
+        name: &str,
+        furnish: impl FnOnce() -> io::Result<T> + Send,
+    ) -> Result<(OwnedFd, T), Error> {
+        let failed = |error: io::Error| Error::kernel(format!("make the network namespace {name}"), error);
         if let Some(netns) = self.open(name)? {
-            return Ok(netns);
+            let furnished = enter(netns.as_fd(), furnish).and_then(|done| done).map_err(failed)?;
+            return Ok((netns, furnished));
         }
         let path = self.path(name)?;
-        let failed = |error: io::Error| Error::kernel(format!("make the network namespace {name}"), error);
         fs::create_dir_all(&self.directory).map_err(failed)?;
         OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
         let made = on_thread(|| {
             leave()?;
             mount_bind(CURRENT, &path)?;
-            Ok(())
+            furnish()
         });
-        made.map_err(failed)?;
-        open(&path)
+        let furnished = made.map_err(failed)?;
+        Ok((open(&path)?, furnished))
     }
 
     /// Unmounts the namespace `name`; the kernel cleans up when nobody is in it any more.

@@ -1,7 +1,8 @@
 //! From what is to what should be, as data: pure and total.
 //!
 //! All removals come before all additions, over every network, so that a VNI one network gives up
-//! is free when another takes it. Among removals children come first, among additions parents.
+//! is free when another takes it. Among removals children come first, among additions parents, and last what members
+//! are told of each other.
 //! The same state gives an empty plan; a plan cut short anywhere and planned again ends the same.
 
 mod diff;

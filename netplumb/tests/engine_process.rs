@@ -124,10 +124,12 @@ impl Member {
     }
 
     fn knows(&self, agent: &Remote, other: &Member) {
-        let endpoint = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, other.number), 51820);
-        let peer =
-            PeerConfig { key: other.key(), endpoint, allowed: [other.address().into()].into(), greet: false };
-        agent.set_peers(&self.id(), vec![peer]).unwrap();
+        agent.set_peers(&self.id(), vec![other.as_peer()]).unwrap();
+    }
+
+    fn as_peer(&self) -> PeerConfig {
+        let endpoint = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, self.number), 51820);
+        PeerConfig { key: self.key(), endpoint, allowed: [self.address().into()].into(), greet: false }
     }
 
     /// Everything there is to see of the interface.
@@ -138,13 +140,19 @@ impl Member {
 
 /// Two members joined by a veth, one engine for both.
 fn pair(agent: &Remote) -> (Member, Member) {
+    let (a, b) = strangers(agent);
+    a.knows(agent, &b);
+    b.knows(agent, &a);
+    (a, b)
+}
+
+/// As a pair, but they do not know each other.
+fn strangers(agent: &Remote) -> (Member, Member) {
     let member = |number| Member { number, app: Netns::new(), bind: Netns::new() };
     let (a, b) = (member(1), member(2));
     veth::join(&a.bind, "192.0.2.1/24", &b.bind, "192.0.2.2/24");
     a.attach(agent);
     b.attach(agent);
-    a.knows(agent, &b);
-    b.knows(agent, &a);
     (a, b)
 }
 
@@ -216,6 +224,26 @@ fn an_engine_that_dies_is_followed_by_one_with_the_same() {
 }
 
 #[test]
+fn several_members_are_told_of_peers_at_once() {
+    let place = Place::new();
+    let agent = place.agent();
+    let (a, b) = strangers(&agent);
+    agent.spread(2);
+    let told = |ids: &[String]| agent.set_peers_of(ids.iter().map(|id| (id.clone(), vec![])).collect());
+    let set = agent.set_peers_of(vec![(a.id(), vec![b.as_peer()]), (b.id(), vec![a.as_peer()])]);
+    assert!(set.len() == 2 && set.iter().all(Result::is_ok), "{set:?}");
+    assert!(pings(&a, &b, 2).0);
+    let set = told(&[a.id(), "nobody".to_owned(), b.id()]);
+    assert!(
+        matches!(&set[..], [Ok(()), Err(EngineError::NoInterface(id)), Ok(())] if id == "nobody"),
+        "each has its own answer: {set:?}"
+    );
+    place.kill_engine();
+    let (ok, said) = pings(&a, &b, 20);
+    assert!(ok && said.contains(" 0% packet loss"), "the next engine knows them: {said}");
+}
+
+#[test]
 fn engines_to_come_have_the_threads_that_the_agent_was_told_of() {
     let place = Place::new();
     let agent = place.agent();
@@ -255,6 +283,13 @@ fn an_engine_of_the_version_before_is_asked_for_nothing_it_does_not_know() {
             agent.read_exact(&mut [0; 20 + 5]).unwrap();
             // The end of an empty inventory: variant 4, no time.
             agent.write_all(&[3, 0, 0, 0, 4, 0, 0]).unwrap();
+            // One interface after the other: variant 5, its name, no peers; and that it is so.
+            for id in *b"ab" {
+                let mut frame = [0; 4 + 4];
+                agent.read_exact(&mut frame).unwrap();
+                assert_eq!(frame, [4, 0, 0, 0, 5, 1, id, 0]);
+                agent.write_all(&[1, 0, 0, 0, 0]).unwrap();
+            }
             let mut rest = Vec::new();
             let _ = agent.read_to_end(&mut rest);
             rest
@@ -262,6 +297,8 @@ fn an_engine_of_the_version_before_is_asked_for_nothing_it_does_not_know() {
         let agent = Remote::open(place.socket(), None, nothing()).unwrap();
         agent.spread(4);
         assert_eq!(agent.facts().threads, 1);
+        let set = agent.set_peers_of(["a", "b"].map(|id| (id.to_owned(), vec![])).into());
+        assert!(set.len() == 2 && set.iter().all(Result::is_ok), "{set:?}");
         drop(agent);
         assert_eq!(engine.join().unwrap(), b"");
     });

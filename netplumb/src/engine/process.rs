@@ -268,6 +268,7 @@ impl Holdings {
             Request::SetMtu { id, mtu } => engine.set_mtu(&id, mtu),
             Request::SetAddress { id, address, address6 } => engine.set_address(&id, address, address6),
             Request::SetPeers { id, peers } => engine.set_peers(&id, peers)?,
+            Request::SetPeersOf { interfaces } => engine.set_peers_of(interfaces)?,
             Request::RemovePeers { id, peers } => engine.remove_peers(&id, peers),
             Request::Observe { id } => return Ok(Reply::State(engine.observe(&id))),
             Request::Keep { name } => drop(self.kept.insert(name, descriptors)),

@@ -17,7 +17,7 @@ use crate::state::{Key, PrivateKey};
 
 /// What an engine of this build speaks.
 ///
-/// 3 has the frames of 2 and [`Request::Spread`].
+/// 3 has the frames of 2, [`Request::Spread`] and [`Request::SetPeersOf`].
 pub(super) const VERSION: u16 = 3;
 /// The oldest engine that an agent of this build speaks with: that of the version before.
 pub(super) const OLDEST: u16 = 2;
@@ -92,6 +92,8 @@ pub(super) enum Request {
     End,
     /// Serve interfaces that are added from now on by so many threads.
     Spread { threads: u16 },
+    /// As `SetPeers`, for several interfaces.
+    SetPeersOf { interfaces: Vec<(String, Vec<PeerConfig>)> },
 }
 
 /// What the engine answers.
@@ -215,6 +217,7 @@ mod tests {
             (Request::Release { name: id() }, "09016d".to_owned()),
             (Request::End, "0a".to_owned()),
             (Request::Spread { threads: 300 }, "0bac02".to_owned()),
+            (Request::SetPeersOf { interfaces: vec![(id(), vec![peer()])] }, format!("0c01016d01{of_peer}")),
         ];
         for (number, (frame, expected)) in requests.iter().enumerate() {
             assert_eq!(hex(frame), *expected, "request {number}");

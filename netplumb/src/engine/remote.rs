@@ -149,6 +149,15 @@ impl Remote {
         Ok(())
     }
 
+    /// As [`Remote::set_peers`], for each of several interfaces, in one exchange where the engine can.
+    pub fn set_peers_of(&self, interfaces: Vec<(String, Vec<PeerConfig>)>) -> Vec<Result<(), EngineError>> {
+        match self.shared.set_at_once(interfaces) {
+            Ok(set) => (0..set).map(|_| Ok(())).collect(),
+            // Each for itself, to tell which it is that cannot be set.
+            Err(interfaces) => interfaces.into_iter().map(|(id, peers)| self.set_peers(&id, peers)).collect(),
+        }
+    }
+
     /// Removes peers and their sessions.
     pub fn remove_peers(&self, id: &str, peers: Vec<Key>) -> Result<(), EngineError> {
         let request = Request::RemovePeers { id: id.to_owned(), peers };
@@ -311,6 +320,30 @@ impl Shared {
             (state, Reply::Done) => Ok(state),
             _ => Err(unexpected()),
         }
+    }
+
+    /// Sets the peers of so many interfaces; gives them back when that was not done for all.
+    fn set_at_once(
+        &self,
+        interfaces: Vec<(String, Vec<PeerConfig>)>,
+    ) -> Result<usize, Vec<(String, Vec<PeerConfig>)>> {
+        let mut state = self.attended();
+        if interfaces.len() < 2 || !state.line.as_ref().is_some_and(Line::takes_several) {
+            return Err(interfaces);
+        }
+        let request = Request::SetPeersOf { interfaces };
+        let done = matches!(state.ask(&request, &[]), Ok(Reply::Done));
+        let Request::SetPeersOf { interfaces } = request else { unreachable!("as it was made") };
+        if !done {
+            return Err(interfaces);
+        }
+        let set = interfaces.len();
+        for (id, peers) in interfaces {
+            if let Some(served) = state.held.interfaces.get_mut(&id) {
+                served.set(peers);
+            }
+        }
+        Ok(set)
     }
 
     /// Connects to the engine that listens, or starts one; None when `stop` came first.

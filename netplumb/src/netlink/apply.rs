@@ -9,6 +9,7 @@ use netlink_packet_route::link::LinkAttribute;
 
 use super::link::{ETHERNET, LOOPBACK, VXLAN};
 use super::socket::Rtnl;
+use super::wireguard::Introduction;
 use super::{Host, binding_name, fabric_name, inside, lock};
 use crate::error::Error;
 use crate::netns;
@@ -17,18 +18,21 @@ use crate::plan::{FabricChange, InsideChange, MemberChange, Op, Site};
 use crate::state::{Mac, Ours, Vtep};
 
 impl Host {
-    /// As many Ops as can be done in their order; what stands beside each other in one container is done in one visit.
+    /// As many Ops as can be done in their order; what stands beside each other in one container is done in one visit,
+    /// and peers of several members are told together.
     pub(super) fn apply_in_turn(&self, ops: &[Op]) -> Vec<Result<(), Error>> {
         let mut results = Vec::with_capacity(ops.len());
         while let Some(op) = ops.get(results.len()) {
-            match visit(op) {
-                Some((member, site, _)) => {
-                    let rest = ops[results.len()..].iter().map_while(visit);
-                    let here = rest.take_while(|(_, other, _)| *other == site);
-                    let changes: Vec<&InsideChange> = here.map(|(.., change)| change).collect();
-                    results.append(&mut inside::visit(&self.wireguard, member, site, &changes));
-                }
-                None => results.push(self.apply(op)),
+            let rest = &ops[results.len()..];
+            if let Some((member, site, _)) = visit(op) {
+                let here = rest.iter().map_while(visit).take_while(|(_, other, _)| *other == site);
+                let changes: Vec<&InsideChange> = here.map(|(.., change)| change).collect();
+                results.append(&mut inside::visit(&self.wireguard, member, site, &changes));
+            } else if introduction(op).is_some() {
+                let introduced: Vec<Introduction> = rest.iter().map_while(introduction).collect();
+                results.append(&mut self.wireguard.introduce(&introduced));
+            } else {
+                results.push(self.apply(op));
             }
             if results.last().is_some_and(Result::is_err) && ops[results.len() - 1].essential() {
                 break;
@@ -115,9 +119,9 @@ impl Host {
 
     /// A namespace of ours with its sysctls, before any link is in it.
     fn namespace(&self, name: &str, alias: &str) -> Result<(), Error> {
-        let netns = self.namespaces.create(name)?;
-        let failed = |error| Error::kernel(format!("set up the network namespace {name}"), error);
-        netns::enter(netns.as_fd(), netns::quieten).and_then(|done| done).map_err(failed)?;
+        let furnish = || netns::quieten().and_then(|()| Rtnl::here());
+        let (netns, route) = self.namespaces.create(name, furnish)?;
+        self.keep(name, netns.as_fd(), route)?;
         self.within(name, "bring up lo", |route| {
             let index = route.index(LOOPBACK)?;
             route.set_link(index, vec![LinkAttribute::IfAlias(alias.to_owned())], true)
@@ -197,10 +201,24 @@ impl Host {
             });
         }
         // One end without the other is of a namespace that is on its way out.
-        self.within(fabric, "remove a stray port", |route| route.delete_link(port))?;
-        self.within(binding, "remove a stray eth0", |route| route.delete_link(ETHERNET))?;
+        if outer.is_some() {
+            self.within(fabric, "remove a stray port", |route| route.delete_link(port))?;
+        }
+        if inner.is_some() {
+            self.within(binding, "remove a stray eth0", |route| route.delete_link(ETHERNET))?;
+        }
         let target = self.require(binding)?;
         self.within(fabric, "make a veth", |route| route.create_veth(port, target.as_fd(), mac, mtu))
+    }
+}
+
+/// Peers that a member is told of.
+fn introduction(op: &Op) -> Option<Introduction<'_>> {
+    match op {
+        Op::Inside { member, site, change: InsideChange::Peers(peers), .. } => {
+            Some(Introduction { member, site, peers })
+        }
+        _ => None,
     }
 }
 

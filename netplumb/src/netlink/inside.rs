@@ -14,7 +14,7 @@ use crate::netlink::apply::check_ifname;
 use crate::netlink::link::{LOOPBACK, Seen};
 use crate::netlink::nft;
 use crate::netlink::socket::Rtnl;
-use crate::netlink::wireguard::{Wireguard, group};
+use crate::netlink::wireguard::{Introduction, Wireguard, group};
 use crate::netns;
 use crate::observed::Inside;
 use crate::plan::{InsideChange, Site};
@@ -31,7 +31,9 @@ pub(crate) fn apply(
     check_ifname(&site.ifname)?;
     match change {
         InsideChange::DropLink => wireguard.remove(member, site),
-        InsideChange::Peers(peers) => wireguard.set_peers(member, site, peers),
+        InsideChange::Peers(peers) => {
+            wireguard.introduce(&[Introduction { member, site, peers }]).pop().unwrap_or(Ok(()))
+        }
         InsideChange::DropPeers(peers) => wireguard.remove_peers(member, site, peers),
         InsideChange::Link(_) => Err(Error::Missing { what: format!("the binding namespace of {member}") }),
         change => visit(wireguard, member, site, &[change]).pop().unwrap_or(Ok(())),

@@ -18,6 +18,7 @@ use blake2::{Blake2s256, Digest};
 pub(crate) use self::kernel::kernel_has_wireguard;
 use crate::engine::Remote;
 use crate::error::Error;
+use crate::netlink::apply::check_ifname;
 use crate::netlink::link::Seen;
 use crate::netlink::socket::Rtnl;
 use crate::netns;
@@ -38,6 +39,14 @@ struct Seat {
     public_key: Option<Key>,
     port: u16,
     peers: BTreeMap<Key, ObservedPeer>,
+}
+
+/// Peers that a member shall have.
+#[derive(Clone, Copy)]
+pub(crate) struct Introduction<'a> {
+    pub(crate) member: &'a str,
+    pub(crate) site: &'a Site,
+    pub(crate) peers: &'a BTreeMap<Key, Peer>,
 }
 
 /// Statistics of one peer.
@@ -63,9 +72,8 @@ impl Wireguard {
         binding: BorrowedFd<'_>,
         link: &Link,
     ) -> Result<(), Error> {
-        let container = site.netns.open()?;
-        let present = netns::enter(container.as_fd(), || Rtnl::here()?.link(&site.ifname));
-        let present = present.and_then(|found| found).map_err(|e| refused("look for", site, e))?;
+        let look = || io::Result::Ok((netns::current()?, Rtnl::here()?.link(&site.ifname)?));
+        let (container, present) = site.netns.enter(look)?.map_err(|e| refused("look for", site, e))?;
         let ours = present.as_ref().is_some_and(|seen| seen.group == group(member));
         if present.is_some() && !ours {
             return Err(Error::NameTaken { ifname: site.ifname.clone() });
@@ -80,11 +88,14 @@ impl Wireguard {
                 kernel::create(member, site, container.as_fd(), binding, link, stands)
             }
             Wireguard::Userspace(engine) => {
-                let served = engine.interface(member).is_some_and(|is| is.private_key == link.private_key);
-                if ours && served {
+                // No more than the key: the descriptors are to be closed.
+                let held = engine.interface(member).map(|is| is.private_key);
+                if ours && held.as_ref() == Some(&link.private_key) {
                     return Ok(());
                 }
-                self.remove(member, site)?;
+                if ours || held.is_some() {
+                    self.remove(member, site)?;
+                }
                 let interface = userspace::create(member, site, container.as_fd(), binding, link)?;
                 Ok(engine.add(member, interface)?)
             }
@@ -143,16 +154,17 @@ impl Wireguard {
         }
     }
 
-    /// Adds peers or changes them.
-    pub(crate) fn set_peers(
-        &self,
-        member: &str,
-        site: &Site,
-        peers: &BTreeMap<Key, Peer>,
-    ) -> Result<(), Error> {
+    /// Adds peers or changes them, for each of these members.
+    pub(crate) fn introduce(&self, introductions: &[Introduction<'_>]) -> Vec<Result<(), Error>> {
         match self {
-            Wireguard::Kernel => kernel::set_peers(member, site, peers),
-            Wireguard::Userspace(engine) => Ok(engine.set_peers(member, userspace::configs(peers))?),
+            Wireguard::Kernel => {
+                let set = |of: &Introduction<'_>| {
+                    check_ifname(&of.site.ifname)?;
+                    kernel::set_peers(of.member, of.site, of.peers)
+                };
+                introductions.iter().map(set).collect()
+            }
+            Wireguard::Userspace(engine) => userspace::introduce(engine, introductions),
         }
     }
 

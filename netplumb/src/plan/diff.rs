@@ -20,25 +20,34 @@ const CHUNK: usize = 256;
 /// at. A network or member that is desired but not in `ours` is left for when the journal names it.
 pub fn diff(observed: &Observed, desired: &Desired, ours: &Ours, prune: Prune) -> Plan {
     let nothing = ObservedNetwork::default();
-    let (mut removals, mut additions) = (Vec::new(), Vec::new());
+    let mut plan = Stages::default();
     for (name, traces) in &ours.networks {
         let is = observed.networks.get(name).unwrap_or(&nothing);
-        let mut draft = Draft { network: name, prune, removals: &mut removals, additions: &mut additions };
+        let mut draft = Draft { network: name, prune, stages: &mut plan };
         match desired.networks.get(name) {
             Some(network) => draft.network(is, network, traces),
             None => draft.no_network(is, traces),
         }
     }
-    removals.append(&mut additions);
-    Plan { ops: removals }
+    let Stages { removals, additions, neighbours, peers } = plan;
+    Plan { ops: [removals, additions, neighbours, peers].into_iter().flatten().collect() }
+}
+
+/// The plan of all networks in the making, in the order of its parts.
+#[derive(Default)]
+struct Stages {
+    removals: Vec<Op>,
+    additions: Vec<Op>,
+    /// What members are told of each other comes last, when they stand, and together: it is much, and little for each.
+    neighbours: Vec<Op>,
+    peers: Vec<Op>,
 }
 
 /// The plan of one network in the making.
 struct Draft<'a> {
     network: &'a str,
     prune: Prune,
-    removals: &'a mut Vec<Op>,
-    additions: &'a mut Vec<Op>,
+    stages: &'a mut Stages,
 }
 
 impl Draft<'_> {
@@ -138,11 +147,11 @@ impl Draft<'_> {
     }
 
     fn remove_fabric(&mut self, change: FabricChange) {
-        self.removals.push(Op::Fabric { network: self.network.to_owned(), change });
+        self.stages.removals.push(Op::Fabric { network: self.network.to_owned(), change });
     }
 
     fn add_fabric(&mut self, change: FabricChange) {
-        self.additions.push(Op::Fabric { network: self.network.to_owned(), change });
+        self.stages.additions.push(Op::Fabric { network: self.network.to_owned(), change });
     }
 }
 
@@ -348,22 +357,32 @@ impl MemberDraft<'_, '_> {
 
     fn remove_member(&mut self, change: MemberChange) {
         let (network, member) = (self.draft.network.to_owned(), self.id.to_owned());
-        self.draft.removals.push(Op::Member { network, member, change });
+        self.draft.stages.removals.push(Op::Member { network, member, change });
     }
 
     fn add_member(&mut self, change: MemberChange) {
         let (network, member) = (self.draft.network.to_owned(), self.id.to_owned());
-        self.draft.additions.push(Op::Member { network, member, change });
+        let stages = &mut self.draft.stages;
+        let stage = match change {
+            MemberChange::Neighbours(_) => &mut stages.neighbours,
+            _ => &mut stages.additions,
+        };
+        stage.push(Op::Member { network, member, change });
     }
 
     fn remove_inside(&mut self, change: InsideChange) {
         let (network, member) = (self.draft.network.to_owned(), self.id.to_owned());
-        self.draft.removals.push(Op::Inside { network, member, site: self.site.clone(), change });
+        self.draft.stages.removals.push(Op::Inside { network, member, site: self.site.clone(), change });
     }
 
     fn add_inside(&mut self, change: InsideChange) {
         let (network, member) = (self.draft.network.to_owned(), self.id.to_owned());
-        self.draft.additions.push(Op::Inside { network, member, site: self.site.clone(), change });
+        let stages = &mut self.draft.stages;
+        let stage = match change {
+            InsideChange::Peers(_) => &mut stages.peers,
+            _ => &mut stages.additions,
+        };
+        stage.push(Op::Inside { network, member, site: self.site.clone(), change });
     }
 }
 

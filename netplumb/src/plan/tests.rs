@@ -257,6 +257,21 @@ proptest! {
     }
 
     #[test]
+    fn members_are_told_of_each_other_when_they_stand(from in world(), to in world()) {
+        block_on(async {
+            let kernel = kernel();
+            reach(&kernel, &from).await;
+            let stage = |op: &Op| match op {
+                Op::Member { change: MemberChange::Neighbours(_), .. } => 1,
+                Op::Inside { change: InsideChange::Peers(_), .. } => 2,
+                _ => 0,
+            };
+            prop_assert!(plan(&kernel, &to, Prune::All).await.ops.is_sorted_by_key(stage));
+            Ok(())
+        })?;
+    }
+
+    #[test]
     fn a_plan_cut_short_is_taken_up_again(from in world(), to in world(), cut in 0..60_usize, twice in any::<bool>()) {
         block_on(async {
             let kernel = kernel();

@@ -16,7 +16,7 @@ use super::held::Held;
 
 /// An engine that does not answer for as long has hung.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The first version with [`Request::Spread`].
+/// The first version with [`Request::Spread`] and [`Request::SetPeersOf`].
 const SPREADS: u16 = 3;
 
 pub(super) struct Line {
@@ -105,6 +105,11 @@ impl Line {
     /// The request that says over how many threads interfaces shall be spread, to an engine that understands it.
     pub(super) fn spread(&self, held: &Held) -> Option<Request> {
         held.threads.filter(|_| self.version >= SPREADS).map(|threads| Request::Spread { threads })
+    }
+
+    /// Whether this engine understands [`Request::SetPeersOf`].
+    pub(super) fn takes_several(&self) -> bool {
+        self.version >= SPREADS
     }
 
     /// The connection, to wait for its end.

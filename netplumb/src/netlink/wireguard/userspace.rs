@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use netlink_packet_route::link::LinkAttribute;
 
-use super::{Exchanged, Seat, group, refused};
+use super::{Exchanged, Introduction, Seat, group, refused};
 use crate::engine::{Framing, Interface, PeerConfig, Remote, netns_of, open_tun, open_udp};
 use crate::error::Error;
 use crate::netlink::socket::Rtnl;
@@ -16,6 +16,9 @@ use crate::netns;
 use crate::observed::ObservedPeer;
 use crate::plan::{Link, Site};
 use crate::state::{Key, Peer, PrivateKey};
+
+/// As many as one Op has.
+const PEERS_AT_ONCE: usize = 256;
 
 /// Opens TUN and UDP socket in the binding namespace and moves the TUN into the container's.
 pub(super) fn create(
@@ -26,36 +29,52 @@ pub(super) fn create(
     link: &Link,
 ) -> Result<Interface, Error> {
     let name = format!("wr{:08x}", group(member));
-    let opened = netns::enter(binding, || -> Result<(OwnedFd, OwnedFd), Error> {
-        let tun = open_tun(&name, Framing::Large).map_err(Error::NoTun)?;
-        let udp = open_udp(link.port).map_err(|error| match error.kind() {
-            io::ErrorKind::AddrInUse => Error::PortInUse { port: link.port },
-            _ => refused("open the UDP socket of", site, error),
-        })?;
-        Ok((tun, udp))
-    });
-    let (tun, udp) = opened.map_err(|error| refused("make", site, error))??;
     let attributes = vec![
         LinkAttribute::NetNsFd(container.as_raw_fd()),
         LinkAttribute::IfName(site.ifname.clone()),
         LinkAttribute::Mtu(link.mtu),
         LinkAttribute::Group(group(member)),
     ];
-    let moved = netns::enter(binding, || {
+    let moved = || -> io::Result<()> {
         let mut route = Rtnl::here()?;
         let index = route.index(&name)?;
         route.set_link(index, attributes, false)
+    };
+    let made = netns::enter(binding, || -> Result<(OwnedFd, OwnedFd), Error> {
+        let tun = open_tun(&name, Framing::Large).map_err(Error::NoTun)?;
+        let udp = open_udp(link.port).map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => Error::PortInUse { port: link.port },
+            _ => refused("open the UDP socket of", site, error),
+        })?;
+        moved().map_err(|error| match error.raw_os_error() {
+            Some(libc::EEXIST) => Error::NameTaken { ifname: site.ifname.clone() },
+            _ => refused("move", site, error),
+        })?;
+        Ok((tun, udp))
     });
-    moved.and_then(|moved| moved).map_err(|error| match error.raw_os_error() {
-        Some(libc::EEXIST) => Error::NameTaken { ifname: site.ifname.clone() },
-        _ => refused("move", site, error),
-    })?;
+    let (tun, udp) = made.map_err(|error| refused("make", site, error))??;
     let Link { private_key, mtu, address, address6, .. } = link.clone();
     Ok(Interface { tun: Arc::new(tun), udp: Arc::new(udp), private_key, mtu, address, address6 })
 }
 
+/// Adds peers or changes them, for as many members at once as the engine's thread may be held up for.
+pub(super) fn introduce(engine: &Remote, introductions: &[Introduction<'_>]) -> Vec<Result<(), Error>> {
+    let mut results = Vec::with_capacity(introductions.len());
+    while let Some(first) = introductions.get(results.len()) {
+        let mut peers = first.peers.len();
+        let fits = |of: &&Introduction<'_>| {
+            peers += of.peers.len();
+            peers <= PEERS_AT_ONCE
+        };
+        let others = introductions[results.len() + 1..].iter().take_while(fits);
+        let told = [first].into_iter().chain(others).map(|of| (of.member.to_owned(), configs(of.peers)));
+        results.extend(engine.set_peers_of(told.collect()).into_iter().map(|set| Ok(set?)));
+    }
+    results
+}
+
 /// Peers as the engine takes them.
-pub(super) fn configs(peers: &BTreeMap<Key, Peer>) -> Vec<PeerConfig> {
+fn configs(peers: &BTreeMap<Key, Peer>) -> Vec<PeerConfig> {
     let config = |(key, peer): (&Key, &Peer)| PeerConfig {
         key: *key,
         endpoint: peer.endpoint,
