@@ -72,6 +72,17 @@ impl Journal {
         self.live().filter(|e| self.durable.contains(&e.member))
     }
 
+    /// Members that the kernel shall have and names are found for: all that it may see, but those that are eclipsed.
+    pub fn served(&self) -> impl Iterator<Item = &Entry> {
+        let eclipsed = self.eclipsed();
+        self.durable().filter(move |e| !eclipsed.contains_key(&e.member))
+    }
+
+    /// [`eclipsed`] of all members.
+    pub fn eclipsed(&self) -> BTreeMap<MemberId, MemberId> {
+        eclipsed(self.entries.values())
+    }
+
     /// What is ours in the kernel: everything on disk that is not torn down yet.
     pub fn in_kernel(&self) -> impl Iterator<Item = &Entry> {
         self.entries.values().filter(|e| {
@@ -94,9 +105,15 @@ impl Journal {
         !self.changed.is_empty()
     }
 
-    /// The networks of which an entry has changed since the last call.
+    /// The networks of which an entry has changed since the last call, and the others of these containers: what one
+    /// is depends on what is beside it.
     pub fn take_changed(&mut self) -> BTreeSet<NetworkId> {
-        std::mem::take(&mut self.changed)
+        let changed = std::mem::take(&mut self.changed);
+        let of_changed = self.entries.values().filter(|e| changed.contains(&e.network));
+        let containers: BTreeSet<u64> = of_changed.map(|e| e.netns.cookie).collect();
+        let beside = self.entries.values().filter(|e| containers.contains(&e.netns.cookie));
+        let beside: BTreeSet<NetworkId> = beside.map(|e| e.network).collect();
+        changed.union(&beside).copied().collect()
     }
 
     /// A new claim.
@@ -209,6 +226,29 @@ impl Journal {
     }
 }
 
+/// Live members whose network's subnet overlaps that of another network of their container, each with the member that
+/// it gives way to: the one with the older claim, whose address is of its network's subnet. An attach that would lead
+/// there is refused; the two sides of a cut may have given a network different subnets.
+pub(crate) fn eclipsed<'a>(entries: impl Iterator<Item = &'a Entry>) -> BTreeMap<MemberId, MemberId> {
+    let mut live: Vec<&Entry> = entries.filter(|e| e.state != MemberState::Released).collect();
+    live.sort_by_key(|e| (e.netns.cookie, !e.claim.subnet.contains(&e.address), e.counter, &e.member));
+    let (mut kept, mut eclipsed) = (Vec::<&Entry>::new(), BTreeMap::new());
+    for entry in live {
+        kept.retain(|other| other.netns.cookie == entry.netns.cookie);
+        match kept.iter().find(|other| overlap(other, entry)) {
+            Some(other) => drop(eclipsed.insert(entry.member.clone(), other.member.clone())),
+            None => kept.push(entry),
+        }
+    }
+    eclipsed
+}
+
+/// Whether two members lead to the same addresses in two networks.
+pub(crate) fn overlap(one: &Entry, other: &Entry) -> bool {
+    let (a, b) = (one.claim.subnet, other.claim.subnet);
+    one.network != other.network && (a.contains(&b) || b.contains(&a))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,6 +265,52 @@ mod tests {
         assert_eq!(journal.claims()[&pn()].vni, 43);
         journal.release(&entry(2, MemberState::Ready).member, 10, Instant::now());
         assert!(journal.claims().contains_key(&pn()), "an address that rests is published with its network");
+    }
+
+    #[test]
+    fn of_networks_that_overlap_in_a_container_the_older_claim_is_served() {
+        let member = |last: u8, cookie: u64, subnet: &str, address: [u8; 4]| {
+            let mut entry = entry(last, MemberState::Ready);
+            entry.network = format!("pn-ad0fd6a1-d05e-40ea-bf63-c4f8a75a9d{last:02x}").parse().unwrap();
+            (entry.netns.cookie, entry.address) = (cookie, address.into());
+            entry.claim.subnet = subnet.parse().unwrap();
+            entry
+        };
+        let mut journal = Journal::default();
+        let entries = [
+            // Still to be given an address of the subnet that its network has now.
+            member(1, 1, "10.1.0.0/24", [10, 9, 0, 1]),
+            member(2, 1, "10.1.0.0/16", [10, 1, 0, 2]),
+            // Meets only the first one, which is not served.
+            member(3, 1, "10.2.0.0/24", [10, 2, 0, 3]),
+            member(4, 1, "10.2.0.0/22", [10, 2, 0, 4]),
+            // The same subnets in another container.
+            member(5, 2, "10.1.0.0/24", [10, 1, 0, 5]),
+        ];
+        for entry in &entries {
+            journal.insert(entry.clone());
+            journal.mark_durable(&entry.member);
+        }
+        let served = |journal: &Journal| journal.served().map(|e| e.counter).collect::<Vec<_>>();
+        assert_eq!(served(&journal), [2, 3, 5]);
+        let pairs = BTreeMap::from(
+            [(&entries[0], &entries[1]), (&entries[3], &entries[2])]
+                .map(|(a, b)| (a.member.clone(), b.member.clone())),
+        );
+        assert_eq!(journal.eclipsed(), pairs);
+        // The one that goes leaves what the other one has in common with it.
+        let ours = project::ours(journal.in_kernel());
+        let beside = |n: usize| {
+            let trace = &ours.networks[&entries[n].network.to_string()][entries[n].member.as_str()];
+            let others = (0..4).filter(|other| trace.beside.contains(&entries[*other].claim.subnet.into()));
+            others.collect::<Vec<_>>()
+        };
+        assert_eq!([0, 1, 2, 3].map(beside), [vec![1, 2, 3], vec![2, 3], vec![0, 1], vec![0, 1, 2]]);
+        journal.take_changed();
+        journal.release(&entries[1].member, 9, Instant::now());
+        assert_eq!(served(&journal), [1, 3, 5]);
+        let beside: BTreeSet<NetworkId> = entries[..4].iter().map(|e| e.network).collect();
+        assert_eq!(journal.take_changed(), beside, "what it makes room for is looked at");
     }
 
     #[test]

@@ -161,7 +161,7 @@ impl Names {
         self.synced |= synced;
 
         let mut wanted: BTreeMap<u64, ((BTreeSet<NetworkId>, bool), &Entry)> = BTreeMap::new();
-        for entry in journal.durable().filter(|e| e.state == MemberState::Ready) {
+        for entry in journal.served().filter(|e| e.state == MemberState::Ready) {
             let (sees, _) =
                 wanted.entry(entry.netns.cookie).or_insert_with(|| ((BTreeSet::new(), true), entry));
             sees.0.insert(entry.network);
@@ -349,6 +349,8 @@ mod tests {
         {
             let mut members = [1, 2].map(|n| entry(n, MemberState::Ready));
             members[1].network = other;
+            (members[1].claim.subnet, members[1].address) =
+                ("10.241.0.0/24".parse().unwrap(), [10, 241, 0, 2].into());
             (members[0].claim.forwarding, members[1].claim.forwarding) = (first, second);
             let cookie = members[0].netns.cookie;
             let journal = Journal::restore(members.to_vec(), BTreeMap::new(), Instant::now());

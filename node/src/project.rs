@@ -130,8 +130,13 @@ pub fn ours<'a>(journal: impl IntoIterator<Item = &'a Entry>) -> Ours {
         containers.entry(entry.netns.cookie).or_default().push(entry);
     }
     let mut ours = Ours::default();
+    let eclipsed = crate::journal::eclipsed(entries.iter().copied());
+    let served =
+        |e: &Entry| e.state != gossip::record::MemberState::Released && !eclipsed.contains_key(&e.member);
     for entry in entries {
         let others = containers[&entry.netns.cookie].iter().filter(|other| other.network != entry.network);
+        // Of what two of them have in common the one that goes takes nothing along, and the other one sees all.
+        let others = others.filter(|other| served(other) || !crate::journal::overlap(other, entry));
         let trace = Trace {
             netns: entry.netns.clone(),
             ifname: entry.ifname.clone(),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that is surprised fails")]
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
@@ -197,6 +198,73 @@ fn networks_that_overlap_are_refused_with_the_way_out() {
     let other = hosts[0].container("c2");
     other.netns().run("ip route add 10.240.5.0/24 via 172.18.1.1");
     other.attach(PN2, AP2, &[]).refused(6, &["10.240.5.0/24", "overlaps"]);
+}
+
+/// The two sides of a cut give a network different subnets; the one that holds overlaps another network of a container.
+#[test]
+fn a_subnet_that_was_given_twice_never_leads_into_another_network() {
+    let lab = Lab::new("twice");
+    let hosts = lab.region(&["a", "b"]);
+    create(&hosts[0], PN, "10.60.0.0/24");
+    let (both, far_one) = (hosts[1].container("both"), hosts[0].container("far-one"));
+    let (one, one_there) = (both.join(PN, AP, "web"), far_one.join(PN, AP, "worker"));
+    let _echoes = [both.echo(PORT), far_one.echo(PORT)];
+    assert_eq!(both.ask_tcp(one_there.address, PORT).unwrap(), "far-one");
+
+    hosts[1].cut();
+    hosts.iter().for_each(|host| host.wait_hosts(1));
+    create(&hosts[0], PN2, "10.60.0.0/24");
+    create(&hosts[1], PN2, "10.61.0.0/24");
+    // The address that the other network has here, too.
+    let far_two = hosts[0].container("far-two");
+    let address = one_there.address.to_string();
+    far_two.attach(PN2, AP2, &["--type", "worker", "--address", &address]).ok();
+    let _echo = far_two.echo(PORT);
+    let two = both.join(PN2, AP2, "web");
+    assert!(two.address.octets().starts_with(&[10, 61]), "{two:?}");
+
+    hosts[1].heal();
+    hosts.iter().for_each(|host| host.wait_hosts(2));
+    eventually(seconds(20), "it says which container is in both, and what to do", || {
+        let status = hosts[1].warren(&["status", "-o", "json"]).json();
+        let said = status["problems"].to_string();
+        want(["both", PN, PN2, "overlap", "detach"].iter().all(|word| said.contains(word)), said)
+    });
+    let events = hosts[1].warren(&["events"]).ok().stdout.clone();
+    assert!(events.contains("10.61.0.0/24 became 10.60.0.0/24"), "{events}");
+    // The network that it was in before is as it was, and the other one is not there: no route, no name.
+    let names = format!("worker.{AP2}.{PN2}.private-network.internal");
+    let stays = || {
+        let routes = both.netns().run("ip route show proto 87 10.60.0.0/24");
+        let code = both.lookup(&names, RecordType::A).map_err(|e| e.to_string())?.code;
+        let only = routes.lines().filter(|line| line.contains("dev wg")).all(|line| line.contains("dev wg0"));
+        want(only && code == ResponseCode::NXDomain, (routes, code))
+    };
+    eventually(seconds(10), "one network alone is left in it", stays);
+    for _ in 0..30 {
+        assert_eq!(both.ask_tcp(one_there.address, PORT).unwrap(), "far-one");
+        assert_eq!(far_one.ask_tcp(one.address, PORT).unwrap(), "both");
+        stays().unwrap();
+        tests::wait::pause(Duration::from_millis(50));
+    }
+
+    // A look at the container finds what was made there, and nothing to put back but what is wrong.
+    both.netns().run("ip link set wg0 mtu 1300");
+    eventually(seconds(5), "the MTU is put back", || {
+        let link = both.netns().run("ip link show wg0");
+        want(link.contains(&format!("mtu {}", one.mtu)), link)
+    });
+    assert_eq!(hosts[1].metric("warren_drift_total", &["kind=\"unreachable\""]), 0.0);
+
+    // As told.
+    both.detach(PN).ok();
+    eventually(seconds(10), "now it is in the other one", || {
+        let found = both.addresses(&names);
+        want(found == [IpAddr::V4(one_there.address)], found)?;
+        let answered = both.ask_tcp(one_there.address, PORT).map_err(|e| e.to_string())?;
+        want(answered == "far-two", answered)
+    });
+    assert_eq!(hosts[1].warren(&["status", "-o", "json"]).json()["problems"], json!([]));
 }
 
 #[test]

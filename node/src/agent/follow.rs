@@ -208,7 +208,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     fn want(&mut self, touched: &Touched) {
         let journal = self.journal.clone();
         let mut own: BTreeMap<NetworkId, Vec<&Entry>> = BTreeMap::new();
-        for entry in journal.durable() {
+        for entry in journal.served() {
             own.entry(entry.network).or_default().push(entry);
         }
         let known = self.view.whole && !self.view.stale && !self.view.cut_off;

@@ -19,7 +19,6 @@ use crate::claims::Ledger;
 use crate::config::Config;
 use crate::lookup::{self, Lookup};
 use crate::project;
-use crate::store::Entry;
 
 /// The agent in figures.
 #[derive(Debug, Serialize, Deserialize)]
@@ -220,20 +219,16 @@ fn strangers(snapshot: &Snapshot, config: &Config) -> impl Iterator<Item = Strin
 
 /// Containers whose networks got overlapping subnets on two sides of a cut.
 fn overlaps(snapshot: &Snapshot) -> Vec<String> {
-    let live: Vec<&Entry> = snapshot.journal.live().collect();
-    let pairs =
-        live.iter().enumerate().flat_map(|(i, one)| live[..i].iter().map(move |other| (*one, *other)));
-    let clash = |(one, other): &(&Entry, &Entry)| {
-        let (a, b) = (one.claim.subnet, other.claim.subnet);
-        one.netns.cookie == other.netns.cookie && (a.contains(&b) || b.contains(&a))
-    };
-    let text = |(one, other): (&Entry, &Entry)| {
-        format!(
-            "container {} is in {} ({}) and {} ({}), which overlap: detach it from one of them",
-            one.container, one.network, one.claim.subnet, other.network, other.claim.subnet
-        )
-    };
-    pairs.filter(clash).map(text).collect()
+    let eclipsed = snapshot.journal.eclipsed();
+    let pairs = eclipsed.iter().filter_map(|(member, by)| {
+        let (entry, by) = (snapshot.journal.get(member)?, snapshot.journal.get(by)?);
+        Some(format!(
+            "container {} is in {} ({}) and {} ({}), which overlap since a cut healed: it has neither addresses nor \
+             names of {}; detach it from one of them, and attach it to a network with another subnet",
+            entry.container, by.network, by.claim.subnet, entry.network, entry.claim.subnet, entry.network
+        ))
+    });
+    pairs.collect()
 }
 
 /// One host of the region.
