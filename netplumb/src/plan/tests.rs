@@ -397,6 +397,53 @@ fn inside(kernel: &MemoryKernel) -> crate::observed::Inside {
     kernel.state().networks[NETWORKS[0]].members[&member_id(0)].inside.clone().unwrap()
 }
 
+/// Whose namespace and journal entry are gone is not asked about; what others have of it is.
+#[test]
+fn nobody_keeps_anything_of_a_member_that_vanished() {
+    let here = |second| [Some((0, 0, true)), second, None];
+    let all = |second, there| {
+        network(0, 1, &Choice { port: true, low: false, subnet: true, members: here(second), remotes: there })
+    };
+    let (there, somebody) = ([Some((1, 1, true)), Some((0, 1, true)), None], Some((1, 0, true)));
+    for (what, vanished, left) in [
+        ("a member here", (1, (1, 0, true)), all(None, there)),
+        ("one elsewhere", (4, (0, 1, true)), all(somebody, [there[0], None, None])),
+    ] {
+        block_on(async {
+            let kernel = kernel();
+            reach(&kernel, &alone(all(somebody, there))).await;
+            let (slot, chosen) = vanished;
+            let (id, mac, (address, _)) = (member_id(slot), mac(0, slot, chosen), addresses(slot, chosen));
+            let mut ours = ours();
+            kernel.edit(|state| {
+                // The kernel takes port and row along with the namespace.
+                let network = state.networks.get_mut(NETWORKS[0]).unwrap();
+                let fabric = network.fabric.as_mut().unwrap();
+                if network.members.remove(&id).is_some() {
+                    fabric.ports.remove(&port_name(&id));
+                    fabric.local_rows.remove(&mac);
+                }
+            });
+            ours.networks.get_mut(NETWORKS[0]).unwrap().remove(&id);
+            let left = alone(left);
+            for round in 0..2 {
+                let plan = diff(&kernel.observe(&ours).await.unwrap(), &left, &ours, Prune::All);
+                assert_eq!(plan.ops.is_empty(), round == 1, "{what}: {:?}", plan.ops);
+                apply(&kernel, &plan.ops).await;
+            }
+            let state = kernel.state();
+            let network = &state.networks[NETWORKS[0]];
+            let fabric = network.fabric.as_ref().unwrap();
+            assert!(!fabric.rows.contains_key(&mac) && !fabric.local_rows.contains_key(&mac), "{what}");
+            for member in network.members.values() {
+                let peers = &member.inside.as_ref().unwrap().device.as_ref().unwrap().peers;
+                assert!(!peers.contains_key(&key(0, slot, chosen).public()), "{what}");
+                assert!(!member.binding.as_ref().unwrap().neighbours.contains_key(&address), "{what}");
+            }
+        });
+    }
+}
+
 #[test]
 fn an_interface_that_waits_for_a_runtime_is_made_once_and_never_again() {
     block_on(async {

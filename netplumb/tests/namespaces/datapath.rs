@@ -243,6 +243,64 @@ async fn what_a_lost_journal_leaves_is_removed() {
     assert!(!kernel.identify(&source).await.unwrap().leftovers);
 }
 
+/// An agent starts and has no word of a member any more, whose container is gone; another one of the network lives on.
+#[tokio::test]
+async fn what_a_vanished_member_leaves_is_removed_beside_one_that_lives() {
+    let mut world = World::new();
+    let (gone, container) = (Identity::new("c", 12, HOSTS[0]), Space::new());
+    let [a, b] = world.everybody.clone();
+    let all = [a.clone(), b, gone.clone()];
+    let here = |ids: &[&str]| {
+        let netns = |id: &&str| if **id == a.id { world.containers[0].netns() } else { container.netns() };
+        ids.iter().map(|id| ((*id).to_owned(), netns(id))).collect::<BTreeMap<_, _>>()
+    };
+    let both = desired(network(HOSTS[0], &all, &here(&["a", "c"])));
+    let alone = world.desired(0);
+    let there = BTreeMap::from([("b".to_owned(), world.containers[1].netns())]);
+    let there = desired(network(HOSTS[1], &all, &there));
+    for (i, desired) in [(0, &both), (1, &there)] {
+        assert_clean(&world.reconcilers[i].reconcile(desired, &ours(desired), Prune::All).await);
+    }
+    assert!(world.ping(56));
+
+    drop(container);
+    let kernel = world.hosts[0].kernel.clone();
+    kernel.sweep(&ours(&alone)).await.unwrap();
+    world.reconcilers[0] = Reconciler::new(kernel.clone());
+    for i in [0, 1] {
+        let desired = world.desired(i);
+        assert_clean(&world.reconcilers[i].reconcile(&desired, &ours(&desired), Prune::All).await);
+    }
+    let trace = |i: usize, binding: &str| {
+        let host = &world.hosts[i];
+        let rows = run_at(&host.netns_of("net-pn-1"), "bridge fdb show");
+        let neighbours = run_at(&host.netns_of(binding), "ip neigh show");
+        [rows, neighbours]
+            .join("\n")
+            .lines()
+            .filter(|line| {
+                line.contains(&gone.mac().to_string()) || line.contains(&format!("{} ", gone.address))
+            })
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let start = Instant::now();
+    // The kernel takes namespaces away in the background.
+    while !(trace(0, "bind-a").is_empty() && trace(1, "bind-b").is_empty()) {
+        assert!(start.elapsed() < PATIENCE, "{:?} {:?}", trace(0, "bind-a"), trace(1, "bind-b"));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!world.hosts[0].namespaces().contains("bind-c"));
+    for i in [0, 1] {
+        let seen = world.hosts[i].kernel.observe(&ours(&world.desired(i))).await.unwrap();
+        let members = &seen.networks[NETWORK].members;
+        let peers = members.values().map(|m| &m.inside.as_ref().unwrap().device.as_ref().unwrap().peers);
+        assert!(peers.into_iter().all(|peers| peers.len() == 1 && !peers.contains_key(&gone.public())));
+        assert_settled(&world.hosts[i].kernel, &world.desired(i), &ours(&world.desired(i))).await;
+    }
+    assert!(world.ping(56), "the others never had to do with it");
+}
+
 #[tokio::test]
 async fn nothing_of_ours_pins_a_container_or_changes_the_host() {
     let mut world = World::new();
