@@ -33,8 +33,8 @@ use peers::others_answering;
 /// Pause between two looks at how the hosts live; longer where there are many of them.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 const LOOK_PAUSE_PER_HOST: Duration = Duration::from_millis(1);
-/// Least time between two views for their readers, per host: copying a view takes about a fiftieth.
-const VIEW_PAUSE_PER_HOST: Duration = Duration::from_micros(5);
+/// Least time between two views for their readers, per host: copying a view, and following it, takes up to a tenth.
+const VIEW_PAUSE_PER_HOST: Duration = Duration::from_micros(10);
 /// How long a leaving agent waits for its goodbye to be sent, and for the wire to close.
 const GOODBYE_BOUND: Duration = Duration::from_millis(500);
 const CLOSE_BOUND: Duration = Duration::from_millis(400);
