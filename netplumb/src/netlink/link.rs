@@ -8,9 +8,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan,
-    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth, InfoVxlan, LinkAttribute,
+    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
+use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
 
 use crate::netlink::socket::Rtnl;
 use crate::observed::{Port, PortFlags};
@@ -137,8 +138,7 @@ impl From<Vec<InfoVxlan>> for SeenVxlan {
 impl Rtnl {
     /// The link of this name.
     pub(crate) fn link(&mut self, name: &str) -> io::Result<Option<Seen>> {
-        let message = message(0, vec![LinkAttribute::IfName(name.to_owned())]);
-        match self.get(RouteNetlinkMessage::GetLink(message))? {
+        match self.get(RouteNetlinkMessage::GetLink(LinkUnspec::new_with_name(name).build()))? {
             Some(RouteNetlinkMessage::NewLink(link)) => Ok(Some(link.into())),
             _ => Ok(None),
         }
@@ -146,8 +146,9 @@ impl Rtnl {
 
     /// All links by name.
     pub(crate) fn links(&mut self) -> io::Result<BTreeMap<String, Seen>> {
-        let skip_stats = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
-        let rows = self.dump(RouteNetlinkMessage::GetLink(message(0, skip_stats)))?;
+        let skip_stats = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]);
+        let asked = LinkMessageBuilder::<LinkUnspec>::new().append_extra_attribute(skip_stats);
+        let rows = self.dump(RouteNetlinkMessage::GetLink(asked.build()))?;
         let links = rows.into_iter().filter_map(|row| match row {
             RouteNetlinkMessage::NewLink(link) => Some(Seen::from(link)),
             _ => None,
@@ -162,41 +163,42 @@ impl Rtnl {
         attributes: Vec<LinkAttribute>,
         up: bool,
     ) -> io::Result<()> {
-        self.request(RouteNetlinkMessage::SetLink(with_up(message(index, attributes), up)), 0)
+        let link = LinkUnspec::new_with_index(index);
+        let link = attributes.into_iter().fold(link, LinkMessageBuilder::append_extra_attribute);
+        self.set(if up { link.up() } else { link })
     }
 
     /// Removes a link; an absent one is as good.
     pub(crate) fn delete_link(&mut self, name: &str) -> io::Result<()> {
         match self.link(name)? {
             None => Ok(()),
-            Some(link) => absent(self.request(RouteNetlinkMessage::DelLink(message(link.index, vec![])), 0)),
+            Some(link) => {
+                let gone = LinkUnspec::new_with_index(link.index).build();
+                absent(self.request(RouteNetlinkMessage::DelLink(gone), 0))
+            }
         }
     }
 
+    fn set(&mut self, link: LinkMessageBuilder<LinkUnspec>) -> io::Result<()> {
+        self.request(RouteNetlinkMessage::SetLink(link.build()), 0)
+    }
+
     /// Makes a link by one message; EEXIST if there is one of its name.
-    pub(crate) fn create_link(&mut self, attributes: Vec<LinkAttribute>, up: bool) -> io::Result<()> {
-        let message = with_up(message(0, attributes), up);
-        self.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+    pub(crate) fn create_link<T>(&mut self, link: LinkMessageBuilder<T>) -> io::Result<()> {
+        self.request(RouteNetlinkMessage::NewLink(link.build()), NLM_F_CREATE | NLM_F_EXCL)
     }
 
     /// Changes what belongs to the link's kind.
-    fn change_link(&mut self, index: u32, attributes: Vec<LinkAttribute>, up: bool) -> io::Result<()> {
-        self.request(RouteNetlinkMessage::NewLink(with_up(message(index, attributes), up)), 0)
+    fn change_link<T>(&mut self, link: LinkMessageBuilder<T>) -> io::Result<()> {
+        self.request(RouteNetlinkMessage::NewLink(link.build()), 0)
     }
 
     /// `br0`, up, without snooping.
     pub(crate) fn bridge(&mut self, mtu: u32) -> io::Result<()> {
-        let info = vec![
-            LinkInfo::Kind(InfoKind::Bridge),
-            LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::MulticastSnooping(false)])),
-        ];
-        let mut attributes = vec![LinkAttribute::Mtu(mtu), LinkAttribute::LinkInfo(info)];
+        let bridge = LinkBridge::new(BRIDGE).mcast_snooping(false).mtu(mtu);
         match self.link(BRIDGE)? {
-            Some(link) => self.change_link(link.index, attributes, true),
-            None => {
-                attributes.push(LinkAttribute::IfName(BRIDGE.to_owned()));
-                self.create_link(attributes, true)
-            }
+            Some(link) => self.change_link(bridge.index(link.index)),
+            None => self.create_link(bridge),
         }
     }
 
@@ -204,35 +206,27 @@ impl Rtnl {
     pub(crate) fn port(&mut self, name: &str, flags: PortFlags) -> io::Result<()> {
         let bridge = self.index(BRIDGE)?;
         let Some(link) = self.link(name)? else { return Err(io::Error::from_raw_os_error(libc::ENODEV)) };
+        let port = || LinkUnspec::new_with_index(link.index);
         if link.up && link.master != Some(bridge) {
-            let mut down = message(link.index, vec![]);
-            down.header.change_mask = LinkFlags::Up;
-            self.request(RouteNetlinkMessage::SetLink(down), 0)?;
+            self.set(port().down())?;
         }
-        self.set_link(link.index, vec![LinkAttribute::Controller(bridge)], false)?;
-        let data = vec![
-            InfoBridgePort::Learning(flags.learning),
-            InfoBridgePort::UnicastFlood(flags.flood),
-            InfoBridgePort::MulticastFlood(flags.mcast_flood),
-            InfoBridgePort::BroadcastFlood(flags.bcast_flood),
-        ];
-        let info = vec![
-            LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(data)),
-        ];
-        self.change_link(link.index, vec![LinkAttribute::LinkInfo(info)], false)?;
-        self.set_link(link.index, vec![], true)
+        self.set(port().controller(bridge))?;
+        let flagged = LinkBridgePort::new(link.index)
+            .learning(flags.learning)
+            .flood(flags.flood)
+            .mcast_flood(flags.mcast_flood)
+            .bcast_flood(flags.bcast_flood);
+        self.change_link(flagged)?;
+        self.set(port().up())
     }
 
     /// Changes address and MTU of `vxlan0` in place; its VNI and port cannot change.
     pub(crate) fn change_vxlan(&mut self, index: u32, local: IpAddr, mtu: u32) -> io::Result<()> {
-        let info = vec![
-            LinkInfo::Kind(InfoKind::Vxlan),
-            LinkInfo::Data(InfoData::Vxlan(vec![local_address(local), InfoVxlan::Learning(false)])),
-        ];
-        self.change_link(index, vec![LinkAttribute::LinkInfo(info)], false)?;
+        self.change_link(
+            at(LinkMessageBuilder::<LinkVxlan>::new(VXLAN), local).learning(false).index(index),
+        )?;
         // Not in the same message: "Cannot change mtu" (vxlan_nl2conf).
-        self.set_link(index, vec![LinkAttribute::Mtu(mtu)], false)
+        self.set(LinkUnspec::new_with_index(index).mtu(mtu))
     }
 
     /// `vxlan0`, born in `target` from this socket's namespace, where its UDP socket stays. No
@@ -244,20 +238,8 @@ impl Rtnl {
         local: Vtep,
         mtu: u32,
     ) -> io::Result<()> {
-        let data = vec![
-            InfoVxlan::Id(vni),
-            local_address(local.address),
-            InfoVxlan::Port(local.port),
-            InfoVxlan::Learning(false),
-        ];
-        let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))];
-        let attributes = vec![
-            LinkAttribute::IfName(VXLAN.to_owned()),
-            LinkAttribute::Mtu(mtu),
-            LinkAttribute::NetNsFd(target.as_raw_fd()),
-            LinkAttribute::LinkInfo(info),
-        ];
-        self.create_link(attributes, false)
+        let vxlan = at(LinkVxlan::new(VXLAN, vni), local.address).port(local.port).learning(false);
+        self.create_link(vxlan.mtu(mtu).setns_by_fd(target.as_raw_fd()))
     }
 
     /// Both ends of a veth: `name` here, `eth0` with `mac` in `target`.
@@ -268,45 +250,21 @@ impl Rtnl {
         mac: Mac,
         mtu: u32,
     ) -> io::Result<()> {
-        let peer = vec![
-            LinkAttribute::IfName(ETHERNET.to_owned()),
-            LinkAttribute::Mtu(mtu),
-            LinkAttribute::Address(mac.0.to_vec()),
-            LinkAttribute::NetNsFd(target.as_raw_fd()),
-        ];
-        let info = vec![
-            LinkInfo::Kind(InfoKind::Veth),
-            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(message(0, peer)))),
-        ];
-        let attributes = vec![
-            LinkAttribute::IfName(name.to_owned()),
-            LinkAttribute::Mtu(mtu),
-            LinkAttribute::LinkInfo(info),
-        ];
-        self.create_link(attributes, false)
+        let there = LinkUnspec::new_with_name(ETHERNET)
+            .mtu(mtu)
+            .address(mac.0.to_vec())
+            .setns_by_fd(target.as_raw_fd());
+        let pair = InfoData::Veth(InfoVeth::Peer(there.build()));
+        self.create_link(LinkVeth::new(name, ETHERNET).mtu(mtu).set_info_data(pair))
     }
 }
 
-fn local_address(address: IpAddr) -> InfoVxlan {
-    match address {
-        IpAddr::V4(address) => InfoVxlan::Local(address),
-        IpAddr::V6(address) => InfoVxlan::Local6(address),
+/// With this tunnel end.
+fn at(vxlan: LinkMessageBuilder<LinkVxlan>, local: IpAddr) -> LinkMessageBuilder<LinkVxlan> {
+    match local {
+        IpAddr::V4(local) => vxlan.local(local),
+        IpAddr::V6(local) => vxlan.local6(local),
     }
-}
-
-fn message(index: u32, attributes: Vec<LinkAttribute>) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message.attributes = attributes;
-    message
-}
-
-fn with_up(mut message: LinkMessage, up: bool) -> LinkMessage {
-    if up {
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
-    }
-    message
 }
 
 /// An object that is not there need not be removed.

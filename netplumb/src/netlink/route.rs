@@ -13,6 +13,7 @@ use netlink_packet_route::route::{
     RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::RouteMessageBuilder;
 
 use crate::netlink::link::absent;
 use crate::netlink::socket::Rtnl;
@@ -73,24 +74,24 @@ impl Rtnl {
 
     /// A route through the link with this source, in place of the one there.
     pub(crate) fn set_route(&mut self, index: u32, destination: IpNet, source: IpAddr) -> io::Result<()> {
-        let mut message = through(index, destination);
-        message.attributes.push(RouteAttribute::PrefSource(source.into()));
-        self.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+        let route = through(index, destination)?.pref_source(source).map_err(io::Error::other)?;
+        self.request(RouteNetlinkMessage::NewRoute(route.build()), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
     /// Removes a route through the link.
     pub(crate) fn delete_route(&mut self, index: u32, destination: IpNet) -> io::Result<()> {
-        absent(self.request(RouteNetlinkMessage::DelRoute(through(index, destination)), 0))
+        absent(self.request(RouteNetlinkMessage::DelRoute(through(index, destination)?.build()), 0))
     }
 
     /// An `unreachable` route below all others.
     pub(crate) fn set_unreachable(&mut self, destination: IpNet) -> io::Result<()> {
-        self.request(RouteNetlinkMessage::NewRoute(unreachable(destination)), NLM_F_CREATE | NLM_F_REPLACE)
+        let route = unreachable(destination)?.build();
+        self.request(RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
     /// Removes it.
     pub(crate) fn delete_unreachable(&mut self, destination: IpNet) -> io::Result<()> {
-        absent(self.request(RouteNetlinkMessage::DelRoute(unreachable(destination)), 0))
+        absent(self.request(RouteNetlinkMessage::DelRoute(unreachable(destination)?.build()), 0))
     }
 
     /// The main tables of IPv4 and IPv6.
@@ -124,31 +125,24 @@ fn address_message(index: u32, address: IpNet) -> AddressMessage {
     message
 }
 
-fn through(index: u32, destination: IpNet) -> RouteMessage {
-    let mut message = route(destination, RouteType::Unicast);
-    message.attributes.push(RouteAttribute::Oif(index));
-    match destination {
-        IpNet::V4(_) => message.header.scope = RouteScope::Link,
-        IpNet::V6(_) => message.attributes.push(RouteAttribute::Priority(METRIC6)),
-    }
-    message
+/// Of either family.
+type Route = RouteMessageBuilder<IpAddr>;
+
+fn through(index: u32, destination: IpNet) -> io::Result<Route> {
+    let route = route(destination, RouteType::Unicast)?.output_interface(index);
+    Ok(match destination {
+        IpNet::V4(_) => route.scope(RouteScope::Link),
+        IpNet::V6(_) => route.priority(METRIC6),
+    })
 }
 
-fn unreachable(destination: IpNet) -> RouteMessage {
-    let mut message = route(destination, RouteType::Unreachable);
-    message.attributes.push(RouteAttribute::Priority(UNREACHABLE_METRIC));
-    message
+fn unreachable(destination: IpNet) -> io::Result<Route> {
+    Ok(route(destination, RouteType::Unreachable)?.priority(UNREACHABLE_METRIC))
 }
 
-fn route(destination: IpNet, kind: RouteType) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = family(destination);
-    message.header.destination_prefix_length = destination.prefix_len();
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
-    message.header.protocol = PROTOCOL;
-    message.header.kind = kind;
-    message.attributes = vec![RouteAttribute::Destination(destination.network().into())];
-    message
+fn route(destination: IpNet, kind: RouteType) -> io::Result<Route> {
+    let route = Route::new().protocol(PROTOCOL).kind(kind);
+    route.destination_prefix(destination.network(), destination.prefix_len()).map_err(io::Error::other)
 }
 
 fn family(net: IpNet) -> AddressFamily {

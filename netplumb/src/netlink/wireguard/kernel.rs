@@ -11,7 +11,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::SystemTime;
 
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
+use netlink_packet_route::link::InfoKind;
+use rtnetlink::LinkWireguard;
 use wireguard_control::{Backend, Device, DeviceUpdate, InterfaceName, PeerConfigBuilder, PeerInfo};
 
 use super::{Exchanged, Seat, group, refused};
@@ -28,7 +29,7 @@ const GREETING_S: u16 = 25;
 
 /// Whether this kernel has WireGuard, tried in a namespace that ends at once.
 pub(crate) fn kernel_has_wireguard() -> bool {
-    let born = netns::scratch(|| Rtnl::here()?.create_link(kernel_link("wg0"), false));
+    let born = netns::scratch(|| Rtnl::here()?.create_link(LinkWireguard::new("wg0")));
     matches!(born, Ok(Ok(())))
 }
 
@@ -47,13 +48,9 @@ pub(super) fn create(
     present: bool,
 ) -> Result<(), Error> {
     if !present {
-        let mut attributes = kernel_link(&site.ifname);
-        attributes.extend([
-            LinkAttribute::Mtu(link.mtu),
-            LinkAttribute::Group(group(member)),
-            LinkAttribute::NetNsFd(container.as_raw_fd()),
-        ]);
-        let born = netns::enter(binding, || Rtnl::here()?.create_link(attributes, false));
+        let wireguard = LinkWireguard::new(&site.ifname).mtu(link.mtu).link_group(group(member));
+        let wireguard = wireguard.setns_by_fd(container.as_raw_fd());
+        let born = netns::enter(binding, || Rtnl::here()?.create_link(wireguard));
         born.and_then(|born| born).map_err(|error| match error.raw_os_error() {
             Some(libc::EOPNOTSUPP) => Error::NoWireguard,
             Some(libc::EEXIST) => Error::NameTaken { ifname: site.ifname.clone() },
@@ -106,11 +103,6 @@ pub(super) fn private_key(seen: &Seen) -> io::Result<Option<PrivateKey>> {
 pub(super) fn traffic(member: &str, site: &Site) -> Vec<Exchanged> {
     let read = site.netns.enter(|| guarded(member, &site.ifname).and_then(|()| read(&site.ifname)));
     read.ok().and_then(Result::ok).map(|device| exchanged(&device.peers)).unwrap_or_default()
-}
-
-fn kernel_link(name: &str) -> Vec<LinkAttribute> {
-    let kind = LinkInfo::Kind(InfoKind::Wireguard);
-    vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::LinkInfo(vec![kind])]
 }
 
 fn update(member: &str, site: &Site, peers: Vec<PeerConfigBuilder>) -> Result<(), Error> {
