@@ -195,10 +195,10 @@ impl Rtnl {
 
     /// `br0`, up, without snooping.
     pub(crate) fn bridge(&mut self, mtu: u32) -> io::Result<()> {
-        let bridge = LinkBridge::new(BRIDGE).mcast_snooping(false).mtu(mtu);
+        let furnished = |bridge: LinkMessageBuilder<LinkBridge>| bridge.mcast_snooping(false).mtu(mtu).up();
         match self.link(BRIDGE)? {
-            Some(link) => self.change_link(bridge.index(link.index)),
-            None => self.create_link(bridge),
+            Some(link) => self.change_link(furnished(of_kind(InfoKind::Bridge, link.index))),
+            None => self.create_link(furnished(LinkBridge::new(BRIDGE))),
         }
     }
 
@@ -222,9 +222,7 @@ impl Rtnl {
 
     /// Changes address and MTU of `vxlan0` in place; its VNI and port cannot change.
     pub(crate) fn change_vxlan(&mut self, index: u32, local: IpAddr, mtu: u32) -> io::Result<()> {
-        self.change_link(
-            at(LinkMessageBuilder::<LinkVxlan>::new(VXLAN), local).learning(false).index(index),
-        )?;
+        self.change_link(at(of_kind(InfoKind::Vxlan, index), local).learning(false))?;
         // Not in the same message: "Cannot change mtu" (vxlan_nl2conf).
         self.set(LinkUnspec::new_with_index(index).mtu(mtu))
     }
@@ -257,6 +255,11 @@ impl Rtnl {
         let pair = InfoData::Veth(InfoVeth::Peer(there.build()));
         self.create_link(LinkVeth::new(name, ETHERNET).mtu(mtu).set_info_data(pair))
     }
+}
+
+/// A link that is there, to be changed. Without its name: kernels refuse one while the link is up, even the same (6.1).
+fn of_kind<T: Default>(kind: InfoKind, index: u32) -> LinkMessageBuilder<T> {
+    LinkMessageBuilder::new_with_info_kind(kind).index(index)
 }
 
 /// With this tunnel end.
