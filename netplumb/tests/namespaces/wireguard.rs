@@ -165,7 +165,8 @@ async fn a_host_changes_its_backend_under_its_containers() {
         world.reconcilers[0] = Reconciler::new(world.hosts[0].kernel.clone());
         world.attach().await;
         world.assert_settled(0).await;
-        assert!(world.ping(56), "{backend:?}");
+        // To the peer the kernel's first initiations may be older than the engine's last, for 27 s: see ARCHITECTURE.
+        assert!((0..8).any(|_| world.ping(56)), "{backend:?}");
         let kernels = world.containers[0].run("ip -d link show wg0").contains("wireguard");
         assert_eq!(kernels, backend == Backend::Kernel);
     }
