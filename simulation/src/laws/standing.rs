@@ -93,11 +93,14 @@ fn is_heard(cluster: &Cluster, observer: usize, other: usize) -> bool {
 /// A host that ended without a word is out of answers after the detection bound, but for an agent that hears
 /// nobody: that one keeps what it has.
 pub fn dead_hosts_do_not(cluster: &Cluster) -> anyhow::Result<()> {
+    let running: BTreeSet<&HostId> = cluster.hosts.iter().filter(|h| h.is_up()).map(|h| &h.id).collect();
+    let hosts = cluster.hosts.iter().enumerate();
+    let ended: Vec<(usize, &Host)> = hosts.filter(|(_, host)| !running.contains(&host.id)).collect();
     for (observer, host, snapshot) in cluster.live().filter(|(_, host, _)| !host.twin) {
         // Until it has joined an agent goes by what it last knew; with a full disk that may be long.
         let Some(joined) = host.joined else { continue };
         let since = Some(joined).max(cluster.weather.last_release());
-        for (number, other) in cluster.hosts.iter().enumerate().filter(|(_, h)| !is_there(cluster, h)) {
+        for (number, other) in ended.iter().copied() {
             let Some(dead_since) = dead_since(cluster, host, other) else { continue };
             // What comes late, or by others alone, comes irregularly.
             let rough = cluster.weather.is_rough() || !cluster.weather.is_open(observer, number);
@@ -129,11 +132,6 @@ fn dead_since(cluster: &Cluster, observer: &Host, host: &Host) -> Option<Instant
         .map(|at| observer.joined.map_or(at, |joined| at.max(joined)) + AWAY)
         .max();
     ends.max().flatten().map(|end| away.map_or(end, |away| end.max(away)))
-}
-
-/// Whether an agent of its name runs.
-fn is_there(cluster: &Cluster, host: &Host) -> bool {
-    cluster.hosts.iter().any(|other| other.id == host.id && other.is_up())
 }
 
 /// Whether no agent that runs can be reached from a machine.
