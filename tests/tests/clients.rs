@@ -47,7 +47,7 @@ impl Place {
             "ip address add 10.240.3.255/32 dev wg0",
             "ip link set wg0 up",
             "ip link set far0 up",
-            "ip route add 10.240.0.0/22 dev wg0 src 10.240.3.255",
+            "ip route add 10.240.0.0/12 dev wg0 src 10.240.3.255",
         ] {
             netns.run(line);
         }
@@ -95,13 +95,13 @@ fn printed(mut command: Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Serves a type `n<count>` for each of [`COUNTS`] in the namespace, all of them with addresses from 10.240.0.1 on.
+/// Serves a type `n<count>` for each of [`COUNTS`] in the namespace.
 fn serve(netns: &Netns) -> Listener {
     let member = |count: usize, n: u32| ZoneMember {
         app: AP.into(),
         process: format!("n{count}"),
         ordinal: Some(n),
-        address: address(n),
+        address: address(count, n),
         address6: None,
         ports: Vec::new(),
         facts: Vec::new(),
@@ -109,7 +109,7 @@ fn serve(netns: &Netns) -> Listener {
     };
     let members: Vec<_> =
         COUNTS.iter().flat_map(|count| (1..=*count as u32).map(|n| member(*count, n))).collect();
-    let subnet = "10.240.0.0/22".parse().expect("a subnet");
+    let subnet = "10.240.0.0/12".parse().expect("a subnet");
     let zone = Zone::build(PN, ZONE, 30, 7, subnet, &members).expect("a zone");
     let scope = Scope::new(ZONE, *dns::SERVER.ip(), Answers::Zones(vec![Arc::new(zone)]), false);
     let scope = tokio::sync::watch::channel(Arc::new(scope.expect("a scope"))).1;
@@ -123,8 +123,10 @@ fn serve(netns: &Netns) -> Listener {
     Listener::serve(sockets, scope, service).expect("sockets can be served")
 }
 
-fn address(n: u32) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 240, 0, 0)) + n)
+/// The nth address of a type: from 10.240.0.1 on for the first of [`COUNTS`], a /16 for each.
+fn address(count: usize, n: u32) -> Ipv4Addr {
+    let place = COUNTS.iter().position(|other| *other == count).expect("one of them") as u8;
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 240 + place, 0, 0)) + n)
 }
 
 fn of_type(process: &str) -> String {
@@ -172,7 +174,8 @@ fn addresses(line: &str, count: usize) -> BTreeSet<Ipv4Addr> {
         .collect();
     let found: BTreeSet<Ipv4Addr> = listed.iter().copied().collect();
     assert_eq!(found.len(), listed.len(), "twice: {line}");
-    assert!(found.iter().all(|a| *a >= address(1) && *a <= address(count as u32)), "foreign: {line}");
+    let range = address(count, 1)..=address(count, count as u32);
+    assert!(found.iter().all(|a| range.contains(a)), "foreign: {line}");
     found
 }
 
