@@ -50,6 +50,7 @@ async fn contract(network: &mut impl Network) {
     questions_are_answered(network).await;
     an_answer_may_be_a_page(network).await;
     a_question_nobody_takes_is_an_error(network).await;
+    whoever_is_asked_sees_that_nobody_waits_any_more(network).await;
     nobody_there_blocks_nobody(network).await;
     another_region_is_refused(network).await;
     the_own_name_is_refused(network).await;
@@ -178,6 +179,16 @@ async fn a_question_nobody_takes_is_an_error(network: &mut impl Network) {
     let (answer, ()) =
         timeout(BOUND, async { tokio::join!(a.ask(b.advertise(), vec![1]), drop_it) }).await.unwrap();
     assert!(matches!(answer, Err(AskError::Unanswered(_))), "{answer:?}");
+}
+
+async fn whoever_is_asked_sees_that_nobody_waits_any_more(network: &mut impl Network) {
+    let (a, b) = (network.wire(REGION, "a").await, network.wire(REGION, "b").await);
+    let asking = a.ask(b.advertise(), vec![1]);
+    let mut question = tokio::select! {
+        _ = asking => panic!("nobody has answered"),
+        question = b.asked() => question.unwrap(),
+    };
+    timeout(BOUND, question.reply.closed()).await.unwrap();
 }
 
 async fn nobody_there_blocks_nobody(network: &mut impl Network) {

@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::kernel::{Kernel, Place};
 use crate::observed::Observed;
 use crate::plan::{Op, Plan, Prune, diff};
-use crate::state::{Desired, Network, Ours, Trace};
+use crate::state::{Desired, Key, Network, Ours, Trace};
 
 /// Owns what is known of the kernel. One at a time for each kernel.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub struct Reconciler<K> {
     settled: BTreeMap<String, Settled>,
     /// The network audited last.
     audited: Option<String>,
+    /// Whom to greet was desired last, of each network.
+    greeted: BTreeMap<String, BTreeSet<Key>>,
 }
 
 /// What a network was found to be in no need of.
@@ -71,6 +73,7 @@ impl<K: Kernel> Reconciler<K> {
             traces: BTreeMap::new(),
             settled: BTreeMap::new(),
             audited: None,
+            greeted: BTreeMap::new(),
         }
     }
 
@@ -85,10 +88,28 @@ impl<K: Kernel> Reconciler<K> {
         let mut report = Report::default();
         let mut ours = self.observe_unknown(ours, &mut report).await;
         ours.networks.retain(|name, traces| !self.is_settled(name, traces, desired, prune));
+        self.forget_the_greeted(desired, &ours);
         let plan = diff(&self.known, desired, &ours, prune);
         self.note_settled(&plan, desired, ours, prune);
         self.apply(plan, &mut report).await;
         report
+    }
+
+    /// Who is to be greeted from now on is told to the members once more, whether they have it already or not: a peer
+    /// is greeted when it is set.
+    fn forget_the_greeted(&mut self, desired: &Desired, ours: &Ours) {
+        self.greeted.retain(|name, _| desired.networks.contains_key(name));
+        let desired = desired.networks.iter().filter(|(name, _)| ours.networks.contains_key(*name));
+        for (name, network) in desired {
+            let greeted: BTreeSet<Key> =
+                network.peers.iter().filter(|(_, peer)| peer.greet).map(|(key, _)| *key).collect();
+            let before = self.greeted.insert(name.clone(), greeted.clone()).unwrap_or_default();
+            let new: BTreeSet<Key> = greeted.difference(&before).copied().collect();
+            let known =
+                self.known.networks.get_mut(name).into_iter().flat_map(|known| known.members.values_mut());
+            let devices = known.filter_map(|member| member.inside.as_mut()?.device.as_mut());
+            devices.for_each(|device| device.peers.remove_all(&new));
+        }
     }
 
     fn is_settled(

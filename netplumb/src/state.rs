@@ -155,8 +155,8 @@ pub struct Peer {
     pub mac: Mac,
     /// Exactly its addresses.
     pub allowed: BTreeSet<IpAddr>,
-    /// The peer is young and built: send the first packet, because it may have tried before this host
-    /// knew it. Never compared, only carried along when the peer is added.
+    /// The peer is built and may have tried to reach members here before they knew it: send the first packet, once,
+    /// when it is added or when this is new of it. It is no state: nothing that is observed is compared with it.
     pub greet: bool,
 }
 

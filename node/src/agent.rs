@@ -219,7 +219,8 @@ struct Agent<K, S> {
     journal: Arc<Journal>,
     /// The journal whose records gossip was last told.
     published: Option<(Arc<Journal>, BTreeMap<Key, Record>)>,
-    /// When members were first seen, as long as that is a short while ago.
+    /// When members were first seen, as long as that is a short while ago and their hosts have not heard in time that
+    /// they are here.
     young: BTreeMap<MemberKey, Instant>,
     pending: Vec<Pending>,
     /// What the kernel was last wanted to hold, and the MTU it was projected with.

@@ -153,7 +153,7 @@ fn prefixes(entry: &Entry) -> [IpNet; 2] {
 
 /// What this host's kernel should hold: its own members, and what they need of the others.
 ///
-/// `young` says whether a member was first seen a short while ago; `journalled` are this host's own
+/// `young` says whether a member was first seen a short while ago, and may not have been heard here; `journalled` are this host's own
 /// members whose journal entry is safe on disk.
 pub fn desired<'a>(
     view: &View,

@@ -223,24 +223,23 @@ fn the_first_packet_does_not_wait_five_seconds() {
     let server = hosts[0].container("server");
     let _echo = server.echo(PORT);
     let to = server.join(PN, AP, "web");
-    for round in 0..5 {
-        let client = hosts[1].container(&format!("client{round}"));
-        // The other agent sleeps through the attach by turns.
-        let slowed = round % 2 == 1;
-        if slowed {
+    // How long the other agent sleeps: not at all, into the attach, and until that has just waited long enough for it.
+    for asleep_ms in [0, 200, 235, 250, 300] {
+        let client = hosts[1].container(&format!("client{asleep_ms}"));
+        if asleep_ms > 0 {
             hosts[0].signal_agent(Signal::STOP);
         }
         std::thread::scope(|scope| {
-            if slowed {
+            if asleep_ms > 0 {
                 scope.spawn(|| {
-                    pause(Duration::from_millis(200));
+                    pause(Duration::from_millis(asleep_ms));
                     hosts[0].signal_agent(Signal::CONT);
                 });
             }
             client.join(PN, AP2, "web");
             let (answer, took) = timed(|| client.ask_tcp(to.address, PORT));
             assert_eq!(answer.unwrap(), "server");
-            assert!(took < patience(Duration::from_millis(500)), "round {round}: {took:?}");
+            assert!(took < patience(Duration::from_millis(500)), "asleep for {asleep_ms} ms: {took:?}");
         });
         client.detach(PN).ok();
     }

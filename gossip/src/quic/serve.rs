@@ -145,7 +145,11 @@ async fn answer(shared: &Shared, established: &Established, mut send: SendStream
         let (reply, answer) = oneshot::channel();
         let (from, address) = (established.hello.host.clone(), established.hello.advertise);
         shared.questions.push(Question { from, address, body, reply });
-        time::timeout(ANSWER_BOUND, answer).await.ok().and_then(Result::ok)
+        tokio::select! {
+            answer = time::timeout(ANSWER_BOUND, answer) => answer.ok().and_then(Result::ok),
+            // The asker waits no longer: whoever would answer sees that.
+            _ = send.stopped() => None,
+        }
     } else {
         None
     };

@@ -480,3 +480,35 @@ fn a_member_whose_place_changed_is_looked_at_there() {
         assert!(inside(&kernel).device.is_some_and(|device| device.up));
     });
 }
+
+/// Who was built while it could not be spoken to is greeted once it can: once, and whatever else happens.
+#[test]
+fn a_peer_that_is_there_is_greeted_when_that_is_new() {
+    block_on(async {
+        let kernel = kernel();
+        let mut reconciler = Reconciler::new(kernel.clone());
+        for (round, greet, looked_at, told) in [
+            ("built as joining", false, false, 1),
+            ("ready before anybody heard of it here", true, false, 1),
+            ("the same", true, false, 0),
+            ("audited", true, true, 0),
+            ("grown up", false, false, 0),
+        ] {
+            let mut network = pair();
+            network.peers.values_mut().for_each(|peer| peer.greet = greet);
+            let desired = alone(network);
+            let report = if looked_at {
+                reconciler.audit(&desired, &ours(), Prune::All).await
+            } else {
+                reconciler.reconcile(&desired, &ours(), Prune::All).await
+            };
+            let peers = report.steps.iter().filter_map(|step| match &step.op {
+                Op::Inside { change: InsideChange::Peers(peers), .. } => Some(peers),
+                _ => None,
+            });
+            let greeted: Vec<bool> = peers.flat_map(|peers| peers.values().map(|peer| peer.greet)).collect();
+            assert!(report.is_clean() && report.drift.is_empty(), "{round}: {report:?}");
+            assert_eq!(greeted, vec![greet; told], "{round}");
+        }
+    });
+}

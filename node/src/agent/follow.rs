@@ -19,7 +19,7 @@ use crate::journal::Journal;
 use crate::project::{self, Renewed, Whole, World};
 use crate::store::{Entry, Store};
 
-/// A record younger than this makes its readers send the first packet.
+/// A record younger than this makes its readers send the first packet, unless its host has heard that they have it.
 const YOUNG: Duration = Duration::from_secs(10);
 
 impl<K: Kernel, S: Store + Clone> Agent<K, S> {

@@ -65,6 +65,12 @@ pub(super) struct Pending {
     reply: oneshot::Sender<Vec<u8>>,
 }
 
+/// Whether a new member of which this host has just said that it is here will find it so, and needs no greeting: its
+/// host was still waiting, and has not let it speak before.
+fn met(state: MemberState, heard: bool) -> bool {
+    heard && state == MemberState::Joining
+}
+
 impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     /// Other answering hosts with members of a network.
     pub(super) fn hosts_of(&self, network: NetworkId) -> Vec<HostId> {
@@ -145,18 +151,39 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         let now = Instant::now();
         for mut pending in std::mem::take(&mut self.pending) {
             let concerned = self.journal.durable().any(|e| e.network == pending.network);
-            let known = self.view.hosts.get(&pending.from).is_some_and(|h| {
-                let record = h.records.members.get(&(pending.network, pending.member.clone()));
-                record.is_some_and(|r| r.counter >= pending.counter)
-            });
-            if known && pending.revision.is_none() {
+            let host = self.view.hosts.get(&pending.from);
+            let record = host.and_then(|h| h.records.members.get(&(pending.network, pending.member.clone())));
+            let known = record.filter(|r| r.counter >= pending.counter);
+            if known.is_some() && pending.revision.is_none() {
                 pending.revision = Some(self.revision);
             }
             if !concerned || pending.revision.is_some_and(|revision| built >= revision) {
-                let _ = pending.reply.send(b"true".to_vec());
+                let heard = pending.reply.send(b"true".to_vec()).is_ok();
+                if concerned && known.is_some_and(|record| met(record.state, heard)) {
+                    self.young.remove(&(pending.from, pending.network, pending.member));
+                }
             } else if now < pending.deadline {
                 self.pending.push(pending);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It speaks as soon as it is ready. What it said before this host had built it is lost, and a kernel repeats it
+    /// after 5 s only.
+    #[test]
+    fn whoever_did_not_hear_in_time_is_greeted() {
+        for (state, heard, expected) in [
+            (MemberState::Joining, true, true),
+            (MemberState::Joining, false, false),
+            (MemberState::Ready, true, false),
+            (MemberState::Ready, false, false),
+        ] {
+            assert_eq!(met(state, heard), expected, "{state:?}, heard {heard}");
         }
     }
 }

@@ -24,7 +24,7 @@ pub struct World<'w> {
     pub here: &'w Here,
     /// [`fabric_mtu`](super::fabric_mtu) of the region, in bytes.
     pub mtu: u32,
-    /// Whether a member was first seen a short while ago.
+    /// Whether a member was first seen a short while ago, and may have spoken before it could be heard here.
     pub young: &'w dyn Fn(&MemberKey) -> bool,
 }
 
