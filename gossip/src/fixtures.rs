@@ -18,6 +18,7 @@ pub(crate) fn host(name: &str) -> Record {
         mtu: 1500,
         speaks: 1,
         away: None,
+        draining: false,
         unknown: Default::default(),
     })
 }

@@ -69,6 +69,9 @@ pub struct HostRecord {
     /// Seconds for which a gracefully stopped host still counts as answering.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub away: Option<u32>,
+    /// Whether it takes no new members, and names lead to those it has no more: somebody wants it empty.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub draining: bool,
     /// Fields of newer versions.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,

@@ -104,6 +104,7 @@ pub fn host_record(name: &str) -> Record {
         mtu: 1500,
         speaks: 1,
         away: None,
+        draining: false,
         unknown: Default::default(),
     })
 }

@@ -3,6 +3,7 @@
 
 mod claim;
 mod contested;
+mod drain;
 mod endpoint;
 mod event;
 mod explain;
@@ -153,6 +154,8 @@ pub enum Step {
     Forget(NetworkId, oneshot::Sender<Result<bool, Refusal>>),
     /// Whether other names are passed on for a network's containers.
     Forward(NetworkId, bool, oneshot::Sender<Result<Option<NetworkRecord>, Refusal>>),
+    /// Take no new members, and lead names to those here no more; or take that back.
+    Drain(bool, oneshot::Sender<Result<(), Refusal>>),
     /// The member ends. Answers the revision to wait for.
     Release(MemberId, oneshot::Sender<u64>),
 }

@@ -1,5 +1,6 @@
 //! The API: HTTP and JSON on a Unix socket; metrics, health and the status page on TCP, read only.
 
+mod drain;
 mod explain;
 mod network;
 mod rows;
@@ -14,7 +15,7 @@ use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{DefaultBodyLimit, Path as UrlPath, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use gossip::id::{MemberId, NetworkId};
 use netplumb::state::Mac;
@@ -24,6 +25,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+pub use drain::{DrainRequest, Drained};
 pub use explain::Pinged;
 pub use network::{NetworkChange, NetworkDetail, NetworkRequest};
 pub use rows::{HostRow, MemberRow, NameRow, NetworkClaims, NetworkRow, Status};
@@ -156,6 +158,7 @@ fn private<K: netplumb::Kernel, S: Store + Clone>(served: Served<K, S>) -> Route
         .route("/v1/names", get(names::<K, S>))
         .route("/v1/lookup", get(look_up::<K, S>))
         .route("/v1/events", get(events::<K, S>))
+        .route("/v1/drain", post(drain::drain::<K, S>))
         .route("/v1/explain", get(explain::explain::<K, S>))
         .route("/v1/doctor", get(explain::doctor::<K, S>))
         .route("/v1/ping", get(explain::ping::<K, S>))

@@ -15,6 +15,7 @@ use ipnet::Ipv4Net;
 use netplumb::kernel::Container;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use context::unwritten;
 pub use context::{Applied, Claimed, Context};
 pub use endpoint::{Binding, Naming, Reservation};
 pub use room::Room;

@@ -6,6 +6,7 @@ mod config;
 mod dns;
 mod docker;
 mod doctor;
+mod drain;
 mod engine;
 mod explain;
 mod log;
@@ -73,6 +74,8 @@ enum Verb {
     Status(show::StatusArgs),
     /// Say what is wrong with this host, and what to do
     Doctor(doctor::Args),
+    /// Take no new containers on this host, and lead names to those it has no more
+    Drain(drain::Args),
     /// Walk the way from one container to another, on both hosts, and say what is broken
     Explain(explain::Args),
     /// Measure round trips inside a private network
@@ -151,6 +154,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Verb::Networks(args) => network::run(&client, &args, &out),
         Verb::DomainNames(args) => show::domain_names(&client, &args, &out),
         Verb::Status(args) => show::status(&client, &args, &out),
+        Verb::Drain(args) => drain::run(&client, &args, &out),
         Verb::Doctor(args) => doctor::run(&client, &args, &out),
         Verb::Metrics => {
             out.line(client.text("/metrics")?.trim_end());

@@ -21,6 +21,8 @@ pub struct Journal {
     released: BTreeMap<MemberId, Released>,
     /// Networks made here: this host has a word on them, with members or without.
     created: BTreeMap<NetworkId, NetworkRecord>,
+    /// Whether this host takes no new members, and names lead to those it has no more.
+    draining: bool,
     /// Networks of which an entry has changed since they were last taken.
     changed: BTreeSet<NetworkId>,
 }
@@ -201,6 +203,16 @@ impl Journal {
     pub fn forget(&mut self, network: NetworkId) -> bool {
         self.changed.insert(network);
         self.created.remove(&network).is_some()
+    }
+
+    /// Whether this host takes no new members, and names lead to those it has no more.
+    pub fn draining(&self) -> bool {
+        self.draining
+    }
+
+    /// Says so, or takes it back.
+    pub fn drain(&mut self, draining: bool) {
+        self.draining = draining;
     }
 
     /// Own member records, as claims and gossip take them.

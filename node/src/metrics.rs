@@ -209,6 +209,8 @@ fn state(sampled: &mut Sampled, snapshot: &Snapshot) {
         let count = snapshot.view.hosts.values().filter(|h| h.standing.as_str() == standing).count();
         sampled.gauge("hosts", hosts, &[("state", standing)], count as f64);
     }
+    let draining = f64::from(snapshot.journal.draining());
+    sampled.gauge("draining", "Whether this host takes no new members", &[], draining);
     let ledger = snapshot.ledger();
     sampled.gauge("networks", "Networks known in the region", &[], ledger.networks.len() as f64);
     claims(sampled, &ledger);

@@ -24,9 +24,10 @@ pub fn render(status: &Status, snapshot: &Snapshot) -> String {
             let members = h.records.members.values().filter(|m| m.state != MemberState::Released).count();
             let class = if h.standing.answers() { "ok" } else { "bad" };
             format!(
-                "<tr><td>{}</td><td class={class}>{}</td><td><code>{}</code></td><td>{members}</td></tr>",
+                "<tr><td>{}</td><td class={class}>{}{}</td><td><code>{}</code></td><td>{members}</td></tr>",
                 escape(host.as_str()),
                 h.standing.as_str(),
+                if h.records.host.draining { ", draining" } else { "" },
                 h.address,
             )
         })

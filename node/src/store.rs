@@ -36,6 +36,8 @@ pub struct Stored {
     pub networks: BTreeMap<NetworkId, NetworkRecord>,
     /// The other hosts as last seen.
     pub known: Vec<KnownHost>,
+    /// Whether this host takes no new members.
+    pub draining: bool,
     /// Files that could not be read, moved aside.
     pub damaged: Vec<PathBuf>,
 }
@@ -63,6 +65,8 @@ pub trait Store: Send + Sync + 'static {
     fn docker(&self, id: &str) -> io::Result<Option<NetworkId>>;
     /// Forgets one of Docker's networks.
     fn remove_docker(&self, id: &str) -> impl Future<Output = io::Result<()>> + Send;
+    /// Writes whether this host takes no new members; when this returns it survives a power cut.
+    fn set_draining(&self, draining: bool) -> impl Future<Output = io::Result<()>> + Send;
     /// Persists a generation before it is published.
     fn set_generation(&self, generation: u64) -> io::Result<()>;
     /// Notes a start, keeping the last few.

@@ -202,6 +202,7 @@ impl Cluster {
         let copy = self.add(self.hosts[host].id.clone())?;
         self.hosts[copy].store.copy_from(&self.hosts[host].store);
         self.hosts[copy].copy = true;
+        self.hosts[copy].draining = self.hosts[host].draining;
         self.history.note(format_args!(
             "{} is a copy of {}",
             self.hosts[copy].label(),
@@ -223,6 +224,7 @@ impl Cluster {
         self.history.note(format_args!("{} loses its state directory", host.label()));
         host.store.wipe();
         host.wiped = Some(Instant::now());
+        host.draining = false;
     }
 
     /// The machine that this one is a copy of, while both exist.
@@ -298,6 +300,15 @@ impl Cluster {
             let result = context.attach(attempt.call).await;
             outcome.attached(result.map(|(entry, _)| entry));
         });
+        Ok(())
+    }
+
+    /// Drains a host, or takes that back.
+    pub async fn drain(&mut self, host: usize, draining: bool) -> anyhow::Result<()> {
+        let running =
+            self.hosts[host].agent.as_ref().with_context(|| format!("host {host} is not running"))?;
+        running.handle.context.clone().drain(draining).await?;
+        self.hosts[host].draining = draining;
         Ok(())
     }
 

@@ -41,6 +41,11 @@ pub enum Operation {
     /// The host's wall clock jumps by so many seconds.
     JumpClock(usize, i64),
 
+    /// The host takes no new members, and names lead to those it has no more.
+    Drain(usize),
+    /// That is taken back.
+    Undrain(usize),
+
     /// A container starts on the host and is attached.
     Attach(usize, Place),
     /// As [`Operation::Attach`], so many at once.

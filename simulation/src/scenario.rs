@@ -38,6 +38,7 @@ pub const SCENARIOS: &[Scenario] = scenarios![
     "large-region", 1000, large_region, "the first minute of a region; --members says how many each host has";
     "region-split", 6, region_split, "two halves for half a minute, both attach, both give one address";
     "rolling-restart", 6, rolling_restart, "every agent stops and starts, then every agent is killed: no name is missed";
+    "drained-host", 4, drained_host, "a host is drained, refuses a container, restarts as it was, and is taken back";
     "mass-redeploy", 5, mass_redeploy, "50 containers at once on several hosts, and all of them anew";
     "big-redeploy", 6, big_redeploy, "600 live members replaced within the quarantine of their addresses";
     "full-network", 2, full_network, "1,022 of 1,022 addresses, one more, and one again";

@@ -25,6 +25,7 @@ scenarios! {
     cold_start: "cold-start" "12";
     region_split: "region-split" "6";
     rolling_restart: "rolling-restart" "5";
+    drained_host: "drained-host" "4";
     flapping_host: "flapping-host" "5";
     seeds_gone: "seeds-gone" "6";
     same_name_new_machine: "same-name-new-machine" "5";

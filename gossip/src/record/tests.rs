@@ -4,6 +4,8 @@ use crate::fixtures::{NETWORK, host, member};
 const HOST: &str = r#"{"v":1,"name":"a","c":1,"vtep":"192.0.2.1","port":4789,"mtu":1500,"speaks":1}"#;
 const AWAY: &str =
     r#"{"v":1,"name":"a","c":1,"vtep":"192.0.2.1","port":4789,"mtu":1500,"speaks":1,"away":120}"#;
+const DRAINING: &str =
+    r#"{"v":1,"name":"a","c":1,"vtep":"192.0.2.1","port":4789,"mtu":1500,"speaks":1,"draining":true}"#;
 const NET: &str = r#"{"v":1,"c":3,"vni":1234567,"subnet":"10.240.0.0/22"}"#;
 const NET_OFF: &str =
     r#"{"v":1,"c":3,"vni":1234567,"subnet":"10.240.0.0/22","forwarding":{"c":9,"off":true}}"#;
@@ -33,6 +35,13 @@ fn away() -> Record {
     }
 }
 
+fn draining() -> Record {
+    match host("a") {
+        Record::Host(record) => Record::Host(HostRecord { draining: true, ..record }),
+        other => other,
+    }
+}
+
 #[test]
 fn golden_vectors() {
     let net = format!("net/{NETWORK}");
@@ -40,6 +49,7 @@ fn golden_vectors() {
     let cases = [
         (host("a"), "host", HOST),
         (away(), "host", AWAY),
+        (draining(), "host", DRAINING),
         (network(), &*net, NET),
         (closed(), &*net, NET_OFF),
         (member(5), &*mem, MEM),

@@ -99,6 +99,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     /// It cannot at all.
     pub(super) fn barred(&self) -> Result<Option<String>, Refusal> {
         self.not_fenced()?;
+        self.not_draining()?;
         let outside = self.outside();
         if outside.is_none() {
             self.not_full()?;

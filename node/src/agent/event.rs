@@ -38,6 +38,8 @@ pub enum EventKind {
     SubnetMoved,
     /// Other names are passed on for a network's containers, or no more.
     Forwarding,
+    /// This host takes no new members, or takes them again.
+    Draining,
     /// This host was away, and somebody else has what a member of it held.
     Yielded,
     /// A member whose journal entry was lost was taken over from the region's records.
@@ -60,6 +62,7 @@ impl EventKind {
             EventKind::VniMoved => "vni-moved",
             EventKind::SubnetMoved => "subnet-moved",
             EventKind::Forwarding => "forwarding",
+            EventKind::Draining => "draining",
             EventKind::Yielded => "yielded",
             EventKind::Adopted => "adopted",
             EventKind::CutOff => "cut-off",
@@ -111,6 +114,7 @@ mod tests {
             EventKind::Joined,
             EventKind::VniMoved,
             EventKind::SubnetMoved,
+            EventKind::Draining,
             EventKind::CutOff,
             EventKind::Fenced,
         ] {

@@ -143,7 +143,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             };
         }
         let Some(records) = self.own.records.clone() else { return self.view.clone() };
-        let own = self.view.hosts.get(&self.here.host);
+        let own = self.own_host();
         if own.is_some_and(|own| says_the_same(own, &records)) {
             return self.view.clone();
         }
@@ -161,6 +161,11 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         Arc::new(view)
     }
 
+    /// This host as it was published.
+    fn own_host(&self) -> Option<&Host> {
+        self.view.hosts.get(&self.here.host)
+    }
+
     /// This host's first records; `host` is put last by gossip.
     pub(super) fn initial(&self) -> Vec<Record> {
         self.journal.initial().into_iter().chain([Record::Host(self.host_record())]).collect()
@@ -175,6 +180,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             mtu: self.here.underlay_mtu,
             speaks: gossip::record::FORMAT,
             away: None,
+            draining: self.journal.draining(),
             unknown: BTreeMap::new(),
         }
     }
@@ -183,10 +189,10 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     async fn publish(&mut self) {
         let Some(gossip) = self.gossip.clone() else { return };
         let none = BTreeMap::new();
-        let told = match &self.published {
+        let (told, drained) = match &self.published {
             Some((journal, _)) if Arc::ptr_eq(journal, &self.journal) => return,
-            Some((_, told)) => told,
-            None => &none,
+            Some((journal, told)) => (told, journal.draining()),
+            None => (&none, self.own_host().is_some_and(|own| own.records.host.draining)),
         };
         let target: BTreeMap<Key, Record> =
             self.journal.initial().into_iter().map(|record| (record.key(), record)).collect();
@@ -194,7 +200,9 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         // member of a network nobody has a word on.
         let gone = told.keys().filter(|k| !target.contains_key(k)).cloned().map(Change::Delete);
         let new = target.iter().filter(|(k, r)| told.get(k) != Some(r));
-        let changes: Vec<Change> = new.map(|(_, r)| Change::Put(r.clone())).chain(gone).collect();
+        let host =
+            (drained != self.journal.draining()).then(|| Change::Put(Record::Host(self.host_record())));
+        let changes: Vec<Change> = new.map(|(_, r)| Change::Put(r.clone())).chain(gone).chain(host).collect();
         if !changes.is_empty()
             && let Err(error) = gossip.publish(changes).await
         {
@@ -294,5 +302,8 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
 }
 
 fn says_the_same(published: &Host, own: &HostRecords) -> bool {
-    published.records.networks == own.networks && published.records.members == own.members
+    let published = &published.records;
+    published.networks == own.networks
+        && published.members == own.members
+        && published.host.draining == own.host.draining
 }

@@ -35,7 +35,8 @@ where
     S: Store + Clone,
     W: gossip::Wire + Clone,
 {
-    let Stored { generation, mut starts, entries, networks, known, damaged } = seams.store.load()?;
+    let Stored { generation, mut starts, entries, networks, known, draining, damaged } =
+        seams.store.load()?;
     // An empty journal may be a lost one.
     let intact = damaged.is_empty() && !entries.is_empty();
     for path in damaged {
@@ -62,7 +63,9 @@ where
     metrics.set_resolver(names.counters());
 
     let view = Arc::new(gossiping.known_view());
-    let journal = Arc::new(Journal::restore(entries, networks, Instant::now() + quarantine));
+    let mut journal = Journal::restore(entries, networks, Instant::now() + quarantine);
+    journal.drain(draining);
+    let journal = Arc::new(journal);
     let (snapshot, snapshots) = watch::channel(Snapshot {
         view: view.clone(),
         journal: journal.clone(),

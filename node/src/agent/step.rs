@@ -98,6 +98,11 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                 self.follow().await;
                 let _ = reply.send(set);
             }
+            Step::Drain(draining, reply) => {
+                let drained = self.drain(draining).await;
+                self.follow().await;
+                let _ = reply.send(drained);
+            }
             Step::Release(member, reply) => {
                 if !self.taken_over && self.journal.get(&member).is_none() {
                     self.disowned.insert(member.clone());

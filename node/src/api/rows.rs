@@ -33,6 +33,8 @@ pub struct Status {
     pub generation: u64,
     /// Whether it is ready: joined, the view whole, not cut off.
     pub ready: bool,
+    /// Whether it takes no new members, and names lead to those it has no more.
+    pub draining: bool,
     /// What is wrong, in sentences; empty when nothing is.
     pub problems: Vec<String>,
     /// Hosts by standing.
@@ -161,6 +163,7 @@ pub(super) fn status_of<K, S: Clone>(served: &Served<K, S>) -> Status {
         host: served.config.host.clone(),
         generation: snapshot.generation,
         ready: unready(&snapshot).is_none(),
+        draining: snapshot.journal.draining(),
         problems,
         hosts,
         networks: ledger.networks.len(),
@@ -238,6 +241,8 @@ pub struct HostRow {
     pub host: HostId,
     /// How it stands with the agent asked.
     pub standing: String,
+    /// Whether it takes no new members, and names lead to those it has no more.
+    pub draining: bool,
     /// Where its agent gossips.
     pub address: SocketAddr,
     /// Its tunnel end.
@@ -255,6 +260,7 @@ pub(super) async fn hosts<K, S: Clone>(State(served): State<Served<K, S>>) -> Js
     let row = |(host, h): (&HostId, &gossip::view::Host)| HostRow {
         host: host.clone(),
         standing: h.standing.as_str().into(),
+        draining: h.records.host.draining,
         address: h.address,
         vtep: SocketAddr::new(h.records.host.vtep, h.records.host.port),
         mtu: h.records.host.mtu,
@@ -320,6 +326,8 @@ pub struct MemberRow {
     pub host: HostId,
     /// Its host's standing.
     pub standing: String,
+    /// Whether its host is being drained, so that names do not lead to it.
+    pub draining: bool,
     /// Its network.
     pub network: NetworkId,
     /// Its app.
@@ -355,6 +363,7 @@ pub(super) async fn members<K, S: Clone>(State(served): State<Served<K, S>>) -> 
             member: member.clone(),
             host: host.clone(),
             standing: standing.as_str().into(),
+            draining: snapshot.view.hosts.get(host).is_some_and(|h| h.records.host.draining),
             network: *network,
             app: record.app,
             process: record.process.clone(),

@@ -185,6 +185,11 @@ impl<K: Kernel, S: Store> Context<K, S> {
         }
     }
 
+    /// Drains this host, or takes it back: published, on disk and in the names served here when this returns.
+    pub async fn drain(self, draining: bool) -> Result<(), Refusal> {
+        self.step(|reply| Step::Drain(draining, reply)).await?
+    }
+
     /// Gives a contested member other things; it keeps its key and its names.
     pub async fn settle(self, member: MemberId) {
         let make = |told, reply| Step::Move(member.clone(), told, reply);
@@ -306,7 +311,7 @@ pub(super) fn unguardable() -> Refusal {
     .hint("load the nf_tables module, or set `unguarded = true` to attach all the same")
 }
 
-pub(super) fn unwritten(error: &std::io::Error) -> Refusal {
+pub(crate) fn unwritten(error: &std::io::Error) -> Refusal {
     Refusal::new(RefusalKind::Failed, format!("the journal cannot be written: {error}"))
         .hint("free space on state_dir, or make it writable")
 }

@@ -80,6 +80,7 @@ impl Region {
                 mtu: 1500,
                 speaks: 1,
                 away: None,
+                draining: false,
                 unknown: BTreeMap::new(),
             };
             let records = HostRecords { host, networks: BTreeMap::new(), members: BTreeMap::new() };

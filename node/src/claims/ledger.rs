@@ -64,7 +64,7 @@ pub struct Tally {
 /// What changed from one view to the next.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Followed {
-    /// What a member, its host's standing or tunnel end, or a VNI changed of: enough to look at for whoever follows
+    /// What a member, its host's standing, tunnel end or draining, or a VNI changed of: enough to look at for whoever follows
     /// the holders.
     pub touched: Touched,
     /// Members that were not there before.
@@ -212,7 +212,11 @@ impl Ledger {
     ) {
         let place = |h: Option<&Host>| {
             let gone_since = h.and_then(|h| h.silent_since.filter(|_| h.standing == Standing::Gone));
-            h.map(|h| (h.standing, gone_since, h.records.host.vtep, h.records.host.port))
+            let host = |h: &Host| {
+                let host = &h.records.host;
+                (host.vtep, host.port, host.draining)
+            };
+            h.map(|h| (h.standing, gone_since, host(h)))
         };
         let moved = place(*old) != place(*new);
         followed.hosts |= moved || old.map(|h| h.records.host.mtu) != new.map(|h| h.records.host.mtu);

@@ -93,6 +93,12 @@ impl Client {
         self.call(Method::PUT, path, body.into())
     }
 
+    /// Tells the agent something.
+    pub fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
+        let body = serde_json::to_vec(body).map_err(|e| Failure::new(e.to_string()))?;
+        self.call(Method::POST, path, body.into())
+    }
+
     /// Changes something.
     pub fn patch<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
         let body = serde_json::to_vec(body).map_err(|e| Failure::new(e.to_string()))?;

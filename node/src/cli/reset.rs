@@ -64,6 +64,7 @@ async fn reset(config: &Config, store: &DirStore, log: &LogArgs) -> anyhow::Resu
     for network in networks.keys() {
         store.remove_network(*network).await.context("a network made here cannot be forgotten")?;
     }
+    store.set_draining(false).await.context("that this host is being drained cannot be forgotten")?;
     drop((reconciler, kernel));
     if let Some(engine) = Arc::into_inner(engine) {
         engine.end()?;

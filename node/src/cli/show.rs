@@ -70,6 +70,7 @@ pub fn ps(client: &Client, args: &PsArgs, out: &Output) -> Result<ExitCode, Fail
         let state = match (m.state, m.contested) {
             (_, true) => "contested",
             (MemberState::Joining, _) => "joining",
+            (MemberState::Ready, _) if m.draining => "draining",
             (MemberState::Ready, _) => "ready",
             (MemberState::Released, _) => "released",
         };
@@ -92,7 +93,7 @@ pub fn hosts(client: &Client, out: &Output) -> Result<ExitCode, Failure> {
     out.rows(&hosts, &["HOST", "STANDING", "GOSSIP", "VTEP", "MTU", "MEMBERS"], |h| {
         vec![
             h.host.to_string(),
-            h.standing.clone(),
+            if h.draining { format!("{},draining", h.standing) } else { h.standing.clone() },
             h.address.to_string(),
             h.vtep.to_string(),
             h.mtu.to_string(),
@@ -123,9 +124,10 @@ fn text(status: &Status) -> String {
     let list = |pairs: Vec<String>| if pairs.is_empty() { "none".to_owned() } else { pairs.join(", ") };
     let hosts = list(status.hosts.iter().map(|(standing, n)| format!("{n} {standing}")).collect());
     let claims = list(status.claims.iter().map(|(kind, n)| format!("{n} {kind}")).collect());
+    let draining = if status.draining { ", draining: `warren drain --off` takes it back" } else { "" };
     let mut lines = vec![
         format!("warren {} on {} in {}", status.version, status.host, status.region),
-        format!("state      {}", if status.ready { "ready" } else { "not ready" }),
+        format!("state      {}{draining}", if status.ready { "ready" } else { "not ready" }),
         format!("hosts      {hosts}"),
         format!("networks   {}", status.networks),
         format!("members    {} on this host", status.members),

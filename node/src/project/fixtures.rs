@@ -66,6 +66,7 @@ pub fn view(hosts: &[(&str, Standing, &[Entry])]) -> View {
                 mtu: if *name == "c" { 1400 } else { 1500 },
                 speaks: 1,
                 away: None,
+                draining: false,
                 unknown: BTreeMap::new(),
             },
             networks: BTreeMap::from([(pn(), claim())]),

@@ -4,6 +4,7 @@ use resolver::ZoneMember;
 
 use super::fixtures::{entry, pn, view};
 use super::*;
+use crate::claims::{Changes, Extent};
 
 fn here() -> Here {
     Here {
@@ -80,6 +81,30 @@ fn standing_decides_names_and_datapath_apart() {
             usize::from(routed),
             "{standing:?}"
         );
+    }
+}
+
+#[test]
+fn names_do_not_lead_to_a_host_that_is_drained_and_packets_do() {
+    let own = [entry(1, MemberState::Ready)];
+    let remote = [entry(3, MemberState::Ready)];
+    for drained in ["a", "b"] {
+        let before = view(&[("a", Standing::Answering, &own), ("b", Standing::Answering, &remote)]);
+        let mut after = before.clone();
+        let host = after.hosts.get_mut(&drained.parse().unwrap()).unwrap();
+        Arc::make_mut(&mut host.records).host.draining = true;
+        let (desired, ledger) = project(&after, &own);
+        assert_eq!(desired, project(&before, &own).0);
+        let named: Vec<_> = zone_members(&after, &ledger, pn()).iter().map(|m| m.address).collect();
+        assert_eq!(named, [if drained == "a" { remote[0].address } else { own[0].address }]);
+        // Who follows by what changed is told of its members.
+        let mut followed = Ledger::default();
+        followed.open(pn(), &View::default());
+        followed.follow(&Changes::between(&View::default(), &before));
+        let news = followed.follow(&Changes::between(&before, &after));
+        let members = if drained == "a" { &own } else { &remote };
+        let expected = Extent::Addresses(members.iter().map(|e| e.address).collect());
+        assert_eq!(news.touched.of(&pn()), Some(&expected));
     }
 }
 

@@ -14,7 +14,7 @@ use super::network::held;
 use crate::claims::{Ledger, MemberKey};
 
 /// The member of a network that names lead to this address: ready, holding it, on a host that
-/// answers; while this host is the one cut off, on a dead host too, for then it is the others that
+/// answers and is not being drained; while this host is the one cut off, on a dead host too, for then it is the others that
 /// can answer. A contested ordinal is left out of the numbered name only.
 pub fn zone_member(
     view: &View,
@@ -25,7 +25,7 @@ pub fn zone_member(
     let (key, host, record) = held(view, network, ledger.claims(network).holder(address)?)?;
     let standing = host.standing;
     let answered = standing.answers() || (view.cut_off && standing == Standing::Dead);
-    if record.state != MemberState::Ready || !answered {
+    if record.state != MemberState::Ready || !answered || host.records.host.draining {
         return None;
     }
     let ports = record.ports().map(|port| resolver::Port {

@@ -15,7 +15,7 @@ use super::turns::{Lasting, Turns};
 use super::{Entry, Store, Stored};
 
 /// A directory: `members/<member>.json`, `networks/<network>.json`, `docker/<Docker's id>`, `generation`, `starts`,
-/// `view.json`.
+/// `view.json`, and `draining` where the host takes no new members.
 #[derive(Debug, Clone)]
 pub struct DirStore {
     dir: Arc<PathBuf>,
@@ -125,6 +125,8 @@ pub fn known(dir: &Path) -> io::Result<Vec<KnownHost>> {
 
 /// Where the other hosts are kept.
 const VIEW: &str = "view.json";
+/// What is there while the host takes no new members.
+const DRAINING: &str = "draining";
 
 fn set_aside(path: &Path, damaged: &mut Vec<PathBuf>) -> io::Result<()> {
     let aside = path.with_extension("damaged");
@@ -151,7 +153,8 @@ impl Store for DirStore {
             }
             known => known?,
         };
-        Ok(Stored { generation, starts, entries, networks, known, damaged })
+        let draining = self.dir.join(DRAINING).try_exists()?;
+        Ok(Stored { generation, starts, entries, networks, known, draining, damaged })
     }
 
     async fn put(&self, entry: &Entry) -> io::Result<()> {
@@ -199,6 +202,15 @@ impl Store for DirStore {
     async fn remove_docker(&self, id: &str) -> io::Result<()> {
         let (path, turns) = (self.docker_path(id)?, self.turns.clone());
         blocking(move || turns.remove(&path)).await
+    }
+
+    async fn set_draining(&self, draining: bool) -> io::Result<()> {
+        let (path, turns, turn) = (self.dir.join(DRAINING), self.turns.clone(), self.turns.take());
+        blocking(move || match draining {
+            true => turns.replace(turn, &path, b"", Lasting::Name),
+            false => turns.remove(&path),
+        })
+        .await
     }
 
     fn set_generation(&self, generation: u64) -> io::Result<()> {

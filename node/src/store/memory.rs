@@ -26,6 +26,7 @@ struct Held {
     docker: BTreeMap<String, NetworkId>,
     /// Whose store it is, and what it last saw: encoded when it is read, which is seldom.
     known: Option<(HostId, Arc<View>)>,
+    draining: bool,
     /// Entries of which only a part was written.
     torn: BTreeSet<MemberId>,
     failing: bool,
@@ -65,9 +66,11 @@ impl MemoryStore {
             other.with(|held| (held.generation, held.starts.clone(), held.known.clone()));
         let (entries, networks, docker) =
             other.with(|held| (held.entries.clone(), held.networks.clone(), held.docker.clone()));
+        let draining = other.with(|held| held.draining);
         self.with(|held| {
             (held.generation, held.starts, held.known) = (generation, starts, known);
             (held.entries, held.networks, held.docker) = (entries, networks, docker);
+            held.draining = draining;
         });
     }
 
@@ -104,6 +107,7 @@ impl Store for MemoryStore {
                 entries: held.entries.values().cloned().collect(),
                 networks: held.networks.clone(),
                 known: held.known.as_ref().map(|(own, view)| view.known(own)).unwrap_or_default(),
+                draining: held.draining,
                 damaged: torn.iter().map(|member| format!("members/{member}.damaged").into()).collect(),
             }
         }))
@@ -147,6 +151,11 @@ impl Store for MemoryStore {
     async fn remove_docker(&self, id: &str) -> io::Result<()> {
         self.delay().await;
         self.write(|held| _ = held.docker.remove(id))
+    }
+
+    async fn set_draining(&self, draining: bool) -> io::Result<()> {
+        self.delay().await;
+        self.write(|held| held.draining = draining)
     }
 
     fn set_generation(&self, generation: u64) -> io::Result<()> {

@@ -50,6 +50,10 @@ async fn contract<S: Store>(open: impl Fn() -> S) {
     store.put_network(other, &claims[0]).await.unwrap();
     store.remove_network(other).await.unwrap();
     store.remove_network(other).await.unwrap();
+    for draining in [false, true, false, true] {
+        store.set_draining(draining).await.unwrap();
+        assert_eq!(store.load().unwrap().draining, draining);
+    }
     store.set_generation(41).unwrap();
     store.set_generation(42).unwrap();
     store.set_starts(&[1, 2, 3]).unwrap();
@@ -58,6 +62,7 @@ async fn contract<S: Store>(open: impl Fn() -> S) {
     assert_eq!(stored.entries, [changed]);
     assert_eq!(stored.networks, BTreeMap::from([(a.network, claims[1].clone())]));
     assert_eq!(stored.generation, 42);
+    assert!(stored.draining);
     assert_eq!(stored.starts, [1, 2, 3]);
     assert!(stored.damaged.is_empty());
 }

@@ -66,6 +66,8 @@ pub struct Host {
     pub wiped: Option<Instant>,
     /// Whether a part of its journal may be damaged: it is as if it were lost.
     pub torn: bool,
+    /// Whether it is being drained.
+    pub draining: bool,
     /// Whether it has the name and the disk of another machine.
     pub copy: bool,
     /// Which agent runs there, or ran last.
@@ -212,6 +214,7 @@ impl Host {
             disk: Vec::new(),
             wiped: None,
             torn: false,
+            draining: false,
             copy: false,
             runs: Role::Current,
             refuses: false,

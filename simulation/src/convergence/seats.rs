@@ -195,6 +195,7 @@ fn records(number: usize, members: usize) -> anyhow::Result<Vec<Record>> {
         mtu: 1500,
         speaks: 1,
         away: None,
+        draining: false,
         unknown: BTreeMap::new(),
     };
     let members = (0..members).map(|at| member(number, at, 1, MemberState::Ready));

@@ -40,8 +40,8 @@ impl Served {
 
 const ZONE: &str = "private-network.internal";
 
-/// Every zone holds exactly the ready members of its agent's view that hold their address, on hosts that answer;
-/// where the agent is cut off, on dead hosts too.
+/// Every zone holds exactly the ready members of its agent's view that hold their address, on hosts that answer
+/// and are not drained; where the agent is cut off, on dead hosts too.
 pub fn follow_the_view(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.live().try_for_each(|(_, host, snapshot)| {
         let mut served = Served::default();
@@ -61,14 +61,14 @@ pub fn follow_view(snapshot: &Snapshot, served: &Served) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Once quiet the names are those of the members that were promised on hosts that answer.
+/// Once quiet the names are those of the members that were promised on hosts that answer and are not drained.
 pub fn are_those_promised(cluster: &Cluster) -> anyhow::Result<()> {
     let mut expected: BTreeMap<NetworkId, Names> = BTreeMap::new();
     let mut numbers: BTreeMap<_, (u64, HostId, MemberId)> = BTreeMap::new();
     let mut entries = Vec::new();
     for (member, promise) in &cluster.books.promises {
         let owner = &cluster.hosts[promise.host];
-        if !matches!(owner.life, Life::Up(_) | Life::Away(_)) {
+        if !matches!(owner.life, Life::Up(_) | Life::Away(_)) || owner.draining {
             continue;
         }
         // Its number may have changed in a conflict; its own host knows.
@@ -108,7 +108,8 @@ fn of_view(view: &View, wanted: impl Fn(&NetworkId) -> bool) -> BTreeMap<Network
     let mut all: BTreeMap<NetworkId, Names> = BTreeMap::new();
     for seen in holders(view, wanted).values() {
         let answers = seen.standing.answers() || (view.cut_off && seen.standing == Standing::Dead);
-        if !answers || seen.record.state != MemberState::Ready {
+        let drained = view.hosts[seen.host].records.host.draining;
+        if !answers || drained || seen.record.state != MemberState::Ready {
             continue;
         }
         let number = number(*seen).filter(|number| numbered[number].member == seen.member);

@@ -90,6 +90,22 @@ pub(super) fn rolling_restart(Size { hosts, .. }: Size) -> Vec<Operation> {
     [region(hosts), both].concat()
 }
 
+pub(super) fn drained_host(Size { hosts, .. }: Size) -> Vec<Operation> {
+    let last = hosts - 1;
+    [
+        start(0..hosts),
+        vec![Settle],
+        attach(0..hosts, WEB),
+        attach(0..hosts, WORKER),
+        vec![Settle, Refused(0..=0), Drain(last), Settle, Attach(last, WEB), seconds(1), Refused(1..=1)],
+        vec![Detach(last, 0), Settle],
+        // It stays so, however its agent ended.
+        vec![Restart(last), Settle, Stop(last), seconds(6), Start(last), Settle, Members(0, 2 * hosts - 1)],
+        vec![Undrain(last), Settle, Attach(last, WEB), Settle, Members(0, 2 * hosts), Rest, NobodyMoved],
+    ]
+    .concat()
+}
+
 pub(super) fn mass_redeploy(Size { hosts, .. }: Size) -> Vec<Operation> {
     let many = (0..hosts - 1).map(|host| AttachMany(host, WEB, 50)).collect();
     [

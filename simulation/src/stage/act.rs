@@ -82,6 +82,9 @@ impl Stage {
             Operation::Become(host, role) => cluster.hosts[host].role = role,
             Operation::JumpClock(host, seconds) => cluster.hosts[host].clock.jump(seconds),
 
+            Operation::Drain(host) => cluster.drain(host, true).await?,
+            Operation::Undrain(host) => cluster.drain(host, false).await?,
+
             Operation::Attach(host, place) => self.attach(host, place, Choice::None)?,
             Operation::AttachEach(ref attaches) => {
                 for (host, place, then) in attaches {

@@ -1,0 +1,38 @@
+//! Draining in the API.
+
+use axum::Json;
+use axum::extract::State;
+use axum::extract::rejection::JsonRejection;
+use serde::{Deserialize, Serialize};
+
+use super::{Rejected, Served};
+use crate::store::Store;
+
+/// What is wanted of a host; without a body it is drained.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    /// Whether it takes no new members, and names lead to those it has no more.
+    pub draining: bool,
+}
+
+/// What a host does from now on.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Drained {
+    /// Whether it takes no new members, and names lead to those it has no more.
+    pub draining: bool,
+    /// Members on it: they stay until they are detached.
+    pub members: usize,
+    /// For how long whoever asked before may use their addresses, in seconds.
+    pub ttl_s: u32,
+}
+
+pub(super) async fn drain<K: netplumb::Kernel, S: Store + Clone>(
+    State(served): State<Served<K, S>>,
+    body: Result<Option<Json<DrainRequest>>, JsonRejection>,
+) -> Result<Json<Drained>, Rejected> {
+    let draining = body?.is_none_or(|Json(request)| request.draining);
+    served.context.clone().drain(draining).await?;
+    let members = served.snapshot.borrow().journal.live().count();
+    Ok(Json(Drained { draining, members, ttl_s: served.config.dns.ttl_s }))
+}
