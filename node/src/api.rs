@@ -4,6 +4,7 @@ mod drain;
 mod explain;
 mod network;
 mod rows;
+mod traffic;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -29,6 +30,7 @@ pub use drain::{DrainRequest, Drained};
 pub use explain::Pinged;
 pub use network::{NetworkChange, NetworkDetail, NetworkRequest};
 pub use rows::{HostRow, MemberRow, NameRow, NetworkClaims, NetworkRow, Status};
+pub use traffic::{Exchange, MemberTraffic};
 
 use crate::agent::Snapshot;
 use crate::attach::{Applied, Attached, Call, Context, Refusal, RefusalKind, Request, Resolv};
@@ -155,6 +157,7 @@ fn private<K: netplumb::Kernel, S: Store + Clone>(served: Served<K, S>) -> Route
                 .delete(network::forget::<K, S>),
         )
         .route("/v1/members", get(members::<K, S>))
+        .route("/v1/traffic", get(traffic::traffic::<K, S>))
         .route("/v1/names", get(names::<K, S>))
         .route("/v1/lookup", get(look_up::<K, S>))
         .route("/v1/events", get(events::<K, S>))

@@ -19,6 +19,7 @@ mod reset;
 mod run;
 mod service;
 mod show;
+mod top;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -80,6 +81,8 @@ enum Verb {
     Explain(explain::Args),
     /// Measure round trips inside a private network
     Ping(ping::Args),
+    /// Show what this host's members send and receive, every second anew
+    Top(top::Args),
     /// List what happened on this host that is worth telling
     Events(show::EventsArgs),
     /// Print the agent's metrics in OpenMetrics
@@ -162,6 +165,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         }
         Verb::Explain(args) => explain::run(&client, &args, &out),
         Verb::Ping(args) => ping::run(&client, &args, &out),
+        Verb::Top(args) => top::run(&client, &args, &out),
         Verb::Events(args) => show::events(&client, &args, &out),
         Verb::Env(args) => members::env(&client, args, &out),
         Verb::Dns(verb) => dns::run(&client, verb, &out),

@@ -1,6 +1,7 @@
 //! The agent's figures in OpenMetrics. What is counted as it happens stands in a registry; what
 //! can be read off the agent's state is read at the scrape.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -155,6 +156,21 @@ impl Metrics {
     /// Where the resolver counts.
     pub fn set_resolver(&self, counters: Arc<resolver::Counters>) {
         let _ = self.resolver.set(counters);
+    }
+
+    /// DNS queries answered since the start, by the network they count for.
+    pub fn queries(&self) -> BTreeMap<String, u64> {
+        let mut queries = BTreeMap::new();
+        if let Some(counters) = self.resolver.get() {
+            counters.each(&mut |name, labels, value| {
+                let network =
+                    labels.iter().find(|(label, _)| *label == "network").map(|(_, network)| *network);
+                if let Some(network) = network.filter(|_| name == "dns_queries_total") {
+                    *queries.entry(network.to_owned()).or_default() += value;
+                }
+            });
+        }
+        queries
     }
 
     /// The engine's process.

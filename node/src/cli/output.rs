@@ -32,21 +32,26 @@ impl Output {
     /// Prints rows: all columns, the values themselves, or the first column alone.
     pub fn rows<T: Serialize>(&self, values: &[T], head: &[&str], row: impl Fn(&T) -> Vec<String>) {
         match self.format {
-            Format::Json => self.json(&values),
+            Format::Json => self.line(&json(&values)),
             Format::Name => values.iter().for_each(|v| self.line(&row(v)[0])),
             Format::Table => {
                 let rows: Vec<Vec<String>> = values.iter().map(row).collect();
-                self.table(head, &rows);
+                columns(head, &rows).iter().for_each(|line| self.line(line));
             }
         }
     }
 
     /// Prints one value: `text` for people, the value itself, or its name.
     pub fn one<T: Serialize>(&self, value: &T, name: &str, text: impl FnOnce() -> String) {
+        self.line(&self.text(value, name, text));
+    }
+
+    /// What [`one`](Self::one) prints.
+    pub fn text<T: Serialize>(&self, value: &T, name: &str, text: impl FnOnce() -> String) -> String {
         match self.format {
-            Format::Json => self.json(value),
-            Format::Name => self.line(name),
-            Format::Table => self.line(&text()),
+            Format::Json => json(value),
+            Format::Name => name.to_owned(),
+            Format::Table => text(),
         }
     }
 
@@ -65,29 +70,27 @@ impl Output {
         // A reader that has seen enough closes the pipe; that is no failure.
         let _ = writeln!(std::io::stdout(), "{line}");
     }
+}
 
-    fn json<T: Serialize>(&self, value: &T) {
-        match serde_json::to_string_pretty(value) {
-            Ok(text) => self.line(&text),
-            Err(error) => self.line(&format!("{{\"error\":\"{error}\"}}")),
+fn json<T: Serialize>(value: &T) -> String {
+    serde_json::to_string_pretty(value).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
+}
+
+/// A head and rows as lines, each column as wide as its widest cell.
+pub fn columns(head: &[&str], rows: &[Vec<String>]) -> Vec<String> {
+    let mut widths: Vec<usize> = head.iter().map(|h| h.len()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
         }
     }
-
-    fn table(&self, head: &[&str], rows: &[Vec<String>]) {
-        let mut widths: Vec<usize> = head.iter().map(|h| h.len()).collect();
-        for row in rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.chars().count());
-            }
-        }
-        let print = |cells: Vec<&str>| {
-            let padded: Vec<String> =
-                cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-            self.line(padded.join("  ").trim_end());
-        };
-        print(head.to_vec());
-        rows.iter().for_each(|row| print(row.iter().map(String::as_str).collect()));
-    }
+    let line = |cells: Vec<&str>| {
+        let padded: Vec<String> =
+            cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        padded.join("  ").trim_end().to_owned()
+    };
+    let rows = rows.iter().map(|row| line(row.iter().map(String::as_str).collect()));
+    std::iter::once(line(head.to_vec())).chain(rows).collect()
 }
 
 /// Whether colours are welcome on standard error (no-color.org).
