@@ -1,6 +1,7 @@
 //! The agent: wiring and the one select loop. Local intent becomes this host's records; the view
 //! becomes what the kernel should hold and what names resolve. Nothing downstream writes upstream.
 
+mod building;
 mod claim;
 mod contested;
 mod drain;
@@ -46,6 +47,7 @@ use crate::metrics::Metrics;
 use crate::names::{Listen, Names};
 use crate::project::Here;
 use crate::store::{Entry, Store};
+use building::Building;
 use event::Events;
 use join::{Join, Joined};
 use question::Pending;
@@ -226,6 +228,7 @@ struct Agent<K, S> {
     /// they are here.
     young: BTreeMap<MemberKey, Instant>,
     pending: Vec<Pending>,
+    building: Building,
     /// What the kernel was last wanted to hold, and the MTU it was projected with.
     desired: Desired,
     mtu: u32,
@@ -284,6 +287,8 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         let mut beat = interval_of(self.timings.hold / 2);
         self.follow().await;
         loop {
+            // Before anything else: the kernel is what others wait for.
+            self.build_next().await;
             tokio::select! {
                 _ = &mut stopped => break,
                 Some(answer) = joined.recv() => {

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::building::Building;
 use super::contested::READDRESS_PER_TICK;
 use super::event::Events;
 use super::join::{Join, settle, start_delay};
@@ -115,6 +116,7 @@ where
         published: None,
         young: BTreeMap::new(),
         pending: Vec::new(),
+        building: Building::default(),
         desired: Desired::default(),
         tangled: BTreeSet::new(),
         mtu: 0,

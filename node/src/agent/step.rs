@@ -68,11 +68,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
             }
             Step::Inquire { host, inquiry, bound, reply } => self.inquire(host, inquiry, bound, reply),
             Step::Ask(judge, question, reply) => self.ask_judge(judge, Question::Claim(question), reply),
-            Step::Build(member, reply) => {
-                self.journal().mark_durable(&member);
-                self.follow().await;
-                let _ = reply.send(self.revision);
-            }
+            Step::Build(member, reply) => self.building.wait(member, reply),
             Step::AskApplied { host, network, member, counter, wait, reply } => {
                 self.ask_applied(host, Question::Applied { network, member, counter }, wait, reply);
             }

@@ -220,7 +220,8 @@ impl<K: Kernel, S: Store> Context<K, S> {
 
     /// Step 4: the reconciler builds it.
     pub(super) async fn build(&self, member: &MemberId, deadline: Instant) -> Result<(), Refusal> {
-        let revision = self.step(|reply| Step::Build(member.clone(), reply)).await?;
+        let asked = self.step(|reply| Step::Build(member.clone(), reply));
+        let revision = tokio::time::timeout_at(deadline, asked).await.map_err(|_| unbuilt())??;
         let built = self.built(revision, deadline).await?;
         match built.failed.get(member) {
             Some(error) => Err(error.clone()),
@@ -287,8 +288,7 @@ impl<K: Kernel, S: Store> Context<K, S> {
         match tokio::time::timeout_at(deadline, reached).await {
             Ok(Ok(built)) => Ok(built.clone()),
             Ok(Err(_)) => Err(Refusal::new(RefusalKind::Unready, "the agent is stopping")),
-            Err(_) => Err(Refusal::new(RefusalKind::Timeout, "the kernel was not ready in time")
-                .hint("see the agent's log for the operation that hangs")),
+            Err(_) => Err(unbuilt()),
         }
     }
 }
@@ -300,6 +300,11 @@ pub struct Applied {
     pub applied: Vec<HostId>,
     /// Those that did not in time.
     pub missing: Vec<HostId>,
+}
+
+fn unbuilt() -> Refusal {
+    Refusal::new(RefusalKind::Timeout, "the kernel was not ready in time")
+        .hint("see the agent's log for the operation that hangs")
 }
 
 /// Why a kernel without nf_tables attaches nothing.
