@@ -7,6 +7,7 @@
 
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
+mod agent;
 mod attach;
 mod convergence;
 mod datapath;
@@ -27,9 +28,9 @@ use tests::stage;
 /// Set for the bench inside its own namespaces: its directory on a real disk.
 const INSIDE: &str = "WARREN_BENCH_DIR";
 /// Benches of the contract that are not written yet.
-const LATER: [&str; 2] = ["agent", "simulation"];
+const LATER: [&str; 1] = ["simulation"];
 /// Benches there are.
-const BENCHES: [&str; 5] = ["attach", "convergence", "datapath", "dns", "runtimes"];
+const BENCHES: [&str; 6] = ["agent", "attach", "convergence", "datapath", "dns", "runtimes"];
 
 fn main() -> ExitCode {
     if let [_, what, name, port] = &env::args().collect::<Vec<_>>()[..]
@@ -75,7 +76,7 @@ fn main() -> ExitCode {
         let own = env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
         datapath::install(&target_dir(&own));
     }
-    if wanted("attach") || wanted("datapath") || wanted("dns") { enter() } else { ExitCode::SUCCESS }
+    if ["agent", "attach", "datapath", "dns"].into_iter().any(wanted) { enter() } else { ExitCode::SUCCESS }
 }
 
 /// Prints the rows and appends them to the file.
@@ -114,6 +115,10 @@ fn inside(dir: &Path, wanted: impl Fn(&str) -> bool) -> ExitCode {
         return ExitCode::FAILURE;
     }
     let target = target_dir(dir);
+    let agent = || {
+        report::machine(dir);
+        agent::measure().and_then(|rows| tell(&target, "agent", &rows))
+    };
     let attach = || {
         report::machine(dir);
         tell(&target, "attach", &attach::measure(dir))
@@ -126,8 +131,8 @@ fn inside(dir: &Path, wanted: impl Fn(&str) -> bool) -> ExitCode {
         report::machine(dir);
         datapath::measure(&target).and_then(|rows| tell(&target, "datapath", &rows))
     };
-    let benches: [(&str, &dyn Fn() -> io::Result<()>); 3] =
-        [("attach", &attach), ("datapath", &datapath), ("dns", &dns)];
+    let benches: [(&str, &dyn Fn() -> io::Result<()>); 4] =
+        [("agent", &agent), ("attach", &attach), ("datapath", &datapath), ("dns", &dns)];
     match benches.iter().filter(|(name, _)| wanted(name)).try_for_each(|(_, bench)| bench()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
