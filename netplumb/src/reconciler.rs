@@ -103,7 +103,8 @@ impl<K: Kernel> Reconciler<K> {
         for (name, network) in desired {
             let greeted: BTreeSet<Key> =
                 network.peers.iter().filter(|(_, peer)| peer.greet).map(|(key, _)| *key).collect();
-            let before = self.greeted.insert(name.clone(), greeted.clone()).unwrap_or_default();
+            // At first sight whoever is there has been greeted, or is spoken to already.
+            let Some(before) = self.greeted.insert(name.clone(), greeted.clone()) else { continue };
             let new: BTreeSet<Key> = greeted.difference(&before).copied().collect();
             let known =
                 self.known.networks.get_mut(name).into_iter().flat_map(|known| known.members.values_mut());
