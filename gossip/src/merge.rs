@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chitchat::{ChitchatId, NodeState};
+use imbl::OrdMap;
 use tokio::time::Instant;
 
 use crate::config::KnownHost;
@@ -71,6 +72,8 @@ pub(crate) struct ViewBuilder {
     dropped: BTreeSet<HostId>,
     vanished_moved: bool,
     view: Arc<View>,
+    /// Where the others in answers gossip, but for those that said they are away.
+    answering: Vec<SocketAddr>,
 }
 
 /// One host through its generations.
@@ -155,6 +158,7 @@ impl ViewBuilder {
             dropped: BTreeSet::new(),
             vanished_moved: false,
             view: Arc::default(),
+            answering: Vec::new(),
         };
         for known in known.iter().filter(|known| known.host != *own) {
             let memory = Memory {
@@ -173,6 +177,11 @@ impl ViewBuilder {
     /// The view as last built.
     pub(crate) fn view(&self) -> &Arc<View> {
         &self.view
+    }
+
+    /// Where the other hosts in answers gossip, by the view as last built; without those that said they are away.
+    pub(crate) fn answering(&self) -> &[SocketAddr] {
+        &self.answering
     }
 
     /// The highest generation of a host that was heard of, were it persisted or seen.
@@ -298,19 +307,25 @@ impl ViewBuilder {
             return None;
         }
         let mut view = (*self.view).clone();
+        // Most changes are of a host's members: who answers, and where, is as it was.
+        let mut stirred = !self.dropped.is_empty();
         for name in std::mem::take(&mut self.dropped) {
             view.hosts.remove(&name);
         }
         for node_id in std::mem::take(&mut self.moved) {
             if let Some((name, host)) = self.host(&node_id) {
-                view.hosts.insert(name, host);
+                let now = bearing(&host);
+                stirred |= view.hosts.insert(name, host).is_none_or(|before| bearing(&before) != now);
             }
         }
         if std::mem::take(&mut self.vanished_moved) {
             view.vanished = self.vanished.clone();
         }
-        view.cut_off = is_cut_off(&self.own, &view.hosts);
-        view.stale = self.others().any(Track::is_stale);
+        if stirred {
+            view.cut_off = is_cut_off(&self.own, &view.hosts);
+            view.stale = self.others().any(Track::is_stale);
+            self.answering = others_answering(&self.own, &view.hosts);
+        }
         (view.whole, view.twin) = (whole, self.twin);
         self.view = Arc::new(view);
         Some(self.view.clone())
@@ -379,8 +394,22 @@ impl ViewBuilder {
     }
 }
 
+/// What of a host the rest of the region's state follows from.
+fn bearing(host: &Host) -> (Standing, SocketAddr, bool, bool) {
+    (host.standing, host.address, host.records.host.away.is_some(), host.via == Via::Disk)
+}
+
+/// Where the hosts in answers gossip, but for `own` and those that said they are away.
+fn others_answering(own: &HostId, hosts: &OrdMap<HostId, Host>) -> Vec<SocketAddr> {
+    let others = hosts.iter().filter(|(id, _)| *id != own);
+    others
+        .filter(|(_, host)| matches!(host.standing, Standing::Answering | Standing::Late))
+        .map(|(_, host)| host.address)
+        .collect()
+}
+
 /// Others that left with a goodbye do not count: a region may shrink to one host.
-fn is_cut_off(own: &HostId, hosts: &BTreeMap<HostId, Host>) -> bool {
+fn is_cut_off(own: &HostId, hosts: &OrdMap<HostId, Host>) -> bool {
     let mut others = hosts.iter().filter(|(id, _)| *id != own).map(|(_, host)| host);
     let expected = others.clone().filter(|host| host.records.host.away.is_none()).count();
     expected >= 2 && !others.any(|host| matches!(host.standing, Standing::Answering | Standing::Late))

@@ -28,7 +28,6 @@ use crate::transport::{Gate, digest_bytes};
 use crate::view::{Via, View};
 use crate::wire::Wire;
 use crate::{Change, JoinError, PublishError};
-use peers::others_answering;
 
 /// Pause between two looks at how the hosts live; longer where there are many of them.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
@@ -69,8 +68,6 @@ pub(crate) struct Seat {
     own: OwnRecords,
     eager: Eager,
     builder: ViewBuilder,
-    /// Where the other hosts in answers gossip, by the view as told last: each frame draws some of them.
-    answering: Vec<SocketAddr>,
     views: watch::Sender<Arc<View>>,
     /// When the readers got the last view, and whether another waits for them.
     told: Instant,
@@ -110,7 +107,6 @@ impl Seat {
             generation: Arc::new(AtomicU64::new(generation)),
             own,
             eager: Eager::new(),
-            answering: Vec::new(),
             builder,
             views: watch::Sender::default(),
             told: Instant::now(),
@@ -123,7 +119,6 @@ impl Seat {
             last_restart: None,
             intervals: 0,
         };
-        seat.answering = others_answering(seat.builder.view(), &seat.stay.config.host);
         if let Some(snapshot) = snapshot {
             seat.chitchat.with_chitchat(|chitchat| snapshot.apply(chitchat)).await;
         }
@@ -279,7 +274,6 @@ impl Seat {
         self.untold = false;
         if let Some(view) = self.builder.build() {
             self.told = Instant::now();
-            self.answering = others_answering(&view, &self.stay.config.host);
             self.views.send_replace(view);
         }
     }

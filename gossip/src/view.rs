@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use tokio::time::Instant;
 
 use crate::config::KnownHost;
@@ -50,8 +52,8 @@ pub enum Via {
 
 /// One host as this agent sees it.
 ///
-/// Two are equal when they say the same: `via` and `silent_since` are how and when this agent
-/// learnt it, and are not compared.
+/// Two are equal when they say the same, since the same time: `via` is how this agent learnt it, and is
+/// not compared.
 #[derive(Debug, Clone)]
 pub struct Host {
     /// The generation the records are of.
@@ -72,8 +74,8 @@ pub struct Host {
 
 impl PartialEq for Host {
     fn eq(&self, other: &Self) -> bool {
-        (self.generation, self.version, self.address, self.standing)
-            == (other.generation, other.version, other.address, other.standing)
+        (self.generation, self.version, self.address, self.standing, self.silent_since)
+            == (other.generation, other.version, other.address, other.standing, other.silent_since)
             && (Arc::ptr_eq(&self.records, &other.records) || self.records == other.records)
     }
 }
@@ -114,8 +116,8 @@ pub struct Ghost<'a> {
 /// All hosts this agent knows, itself included.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct View {
-    /// The hosts by name. Hosts gone for good are not here.
-    pub hosts: BTreeMap<HostId, Host>,
+    /// The hosts by name; views share what did not change. Hosts gone for good are not here.
+    pub hosts: OrdMap<HostId, Host>,
     /// Claims that vanished less than [`Timings::ghost`](crate::Timings::ghost) ago.
     pub vanished: BTreeMap<(HostId, NetworkId, MemberId), Vanished>,
     /// Whether the region's records are known whole: a live peer's records arrived, or no host is
@@ -131,7 +133,29 @@ pub struct View {
     pub twin: Option<SocketAddr>,
 }
 
+/// One host before and after.
+#[derive(Debug, Clone, Copy)]
+pub struct HostChange<'v> {
+    /// The host.
+    pub host: &'v HostId,
+    /// As it was; none when it is new.
+    pub old: Option<&'v Host>,
+    /// As it is; none when it was forgotten.
+    pub new: Option<&'v Host>,
+}
+
 impl View {
+    /// The hosts that are not as they were in an older view, in order. What the two share is not read.
+    pub fn hosts_since<'v>(&'v self, old: &'v View) -> impl Iterator<Item = HostChange<'v>> {
+        old.hosts.diff(&self.hosts).map(|item| match item {
+            DiffItem::Add(host, new) => HostChange { host, old: None, new: Some(new) },
+            DiffItem::Update { old: (_, old), new: (host, new) } => {
+                HostChange { host, old: Some(old), new: Some(new) }
+            }
+            DiffItem::Remove(host, old) => HostChange { host, old: Some(old), new: None },
+        })
+    }
+
     /// The hosts whose members are in answers.
     pub fn answering(&self) -> impl Iterator<Item = (&HostId, &Host)> {
         self.hosts.iter().filter(|(_, host)| host.standing.answers())

@@ -94,7 +94,7 @@ impl Region {
     }
 
     fn members(&self, host: &str) -> usize {
-        self.builder.view().hosts.get(&host.parse().unwrap()).map_or(0, |host| host.records.members.len())
+        self.builder.view().hosts.get(&host.parse::<HostId>().unwrap()).map_or(0, |host| host.records.members.len())
     }
 }
 
@@ -106,14 +106,14 @@ fn known(view: &View) -> Vec<KnownHost> {
 async fn a_generation_counts_once_its_host_record_is_here() {
     let mut region = Region::of(&[]);
     region.see(seen("b", 5, 1, &[member(1)]));
-    assert!(!region.builder.view().hosts.contains_key(&"b".parse().unwrap()));
+    assert!(!region.builder.view().hosts.contains_key(&"b".parse::<HostId>().unwrap()));
     region.see(seen("b", 5, 3, &[member(1), member(2), host("b")]));
     assert_eq!(region.members("b"), 2);
     // The next generation arrives in prefixes.
     region.see(seen("b", 6, 1, &[member(1)]));
     assert_eq!(region.members("b"), 2);
     let view = region.see(seen("b", 6, 2, &[member(1), host("b")]));
-    assert_eq!((region.members("b"), view.hosts[&"b".parse().unwrap()].generation), (1, 6));
+    assert_eq!((region.members("b"), view.hosts[&"b".parse::<HostId>().unwrap()].generation), (1, 6));
     // What the old one still says does not count any more.
     region.see(seen("b", 5, 9, &[member(1), member(2), member(3), host("b")]));
     assert_eq!(region.members("b"), 1);
@@ -151,7 +151,7 @@ async fn records_are_read_only_when_their_version_has_moved() {
     }
     assert_eq!(quarantined(&region), 1);
     let view = region.see(seen("c", 1, 1, &[host("c")]));
-    let id = "b".parse().unwrap();
+    let id: HostId = "b".parse().unwrap();
     assert_eq!(first.hosts[&id].records, view.hosts[&id].records);
     let again = region.see(seen("c", 1, 2, &[host("c"), member(3)]));
     assert!(Arc::ptr_eq(&view.hosts[&id].records, &again.hosts[&id].records));
@@ -178,7 +178,7 @@ async fn persisted_hosts_are_served_until_gossip_says_otherwise() {
     let stored: Vec<KnownHost> = serde_json::from_str(&serde_json::to_string(&known).unwrap()).unwrap();
     let mut region = Region::of(&stored);
     let view = region.after(Duration::ZERO);
-    let id = "b".parse().unwrap();
+    let id: HostId = "b".parse().unwrap();
     assert_eq!((view.hosts[&id].standing, region.members("b"), view.whole), (Standing::Answering, 2, false));
     // The same generation arrives in prefixes: nothing is lost meanwhile.
     region.see(seen("b", 5, 3, &[member(1), host("b")]));
@@ -231,7 +231,7 @@ async fn a_newer_agent_of_the_own_name_elsewhere_is_a_twin() {
         let mut region = Region::of(&[]);
         region.after(Duration::ZERO);
         assert_eq!(region.see(twin).twin, expected);
-        let own = &region.builder.view().hosts[&"a".parse().unwrap()];
+        let own = &region.builder.view().hosts[&"a".parse::<HostId>().unwrap()];
         assert_eq!((own.generation, own.standing), (1, Standing::Answering));
     };
     check(elsewhere(2, true, b'x'), Some(address(b'x')));
@@ -245,7 +245,7 @@ async fn a_generation_begun_anew_does_not_bury_the_others() {
     let mut region = Region::of(&[]);
     region.see(seen("b", 5, 1, &[host("b")]));
     let view = region.after(Duration::from_secs(100));
-    let b = "b".parse().unwrap();
+    let b: HostId = "b".parse().unwrap();
     assert_eq!(view.hosts[&b].standing, Standing::Answering);
     // The new failure detector has heard nobody yet.
     region.builder.publishes(1, address(b'a'), region.now);

@@ -47,7 +47,7 @@ impl Seat {
 
     /// Serves one page of a snapshot, or says why not.
     pub(super) async fn serve(&mut self, to: SocketAddr, body: &[u8]) -> Vec<u8> {
-        let others = self.answering.sample(&mut rand::rng(), 2 * ASKED).copied().collect::<Vec<_>>();
+        let others = self.builder.answering().sample(&mut rand::rng(), 2 * ASKED).copied().collect::<Vec<_>>();
         let chitchat = self.chitchat.chitchat();
         let chitchat = chitchat.lock().await;
         self.read_held(&chitchat);
@@ -80,7 +80,7 @@ impl Seat {
         for address in doubtful.sample(&mut rand::rng(), doubted_max(view.hosts.len())) {
             self.gossip(address);
         }
-        let alone = self.answering.is_empty();
+        let alone = self.builder.answering().is_empty();
         if alone || !view.whole || self.intervals.is_multiple_of(SEED_PERIOD) {
             let seeds = self.stay.seeds.borrow().addresses.clone();
             let known = view.hosts.values().map(|host| host.address).filter(|_| !view.whole);
@@ -90,14 +90,14 @@ impl Seat {
         }
         if !self.builder.is_whole() && self.asking.is_none() && !alone {
             let wire = self.stay.wire.clone();
-            let peers: Vec<_> = self.answering.sample(&mut rand::rng(), ASKED).copied().collect();
+            let peers: Vec<_> = self.builder.answering().sample(&mut rand::rng(), ASKED).copied().collect();
             self.asking = Some(Box::pin(async move { snapshot::ask(&*wire, peers).await }));
         }
     }
 
     /// Gossips at once with some random hosts; returns with how many.
     pub(super) fn gossip_around(&self) -> usize {
-        let chosen = self.answering.sample(&mut rand::rng(), GOODBYES);
+        let chosen = self.builder.answering().sample(&mut rand::rng(), GOODBYES);
         let told = chosen.len();
         chosen.for_each(|address| self.gossip(*address));
         told
@@ -108,15 +108,6 @@ impl Seat {
             tracing::debug!(%address, "gossip has ended; the next look starts it anew");
         }
     }
-}
-
-/// Where the hosts in answers gossip, but for `own` and those that said they are away.
-pub(super) fn others_answering(view: &View, own: &HostId) -> Vec<SocketAddr> {
-    let others = view.hosts.iter().filter(|(id, _)| *id != own);
-    others
-        .filter(|(_, host)| matches!(host.standing, Standing::Answering | Standing::Late))
-        .map(|(_, host)| host.address)
-        .collect()
 }
 
 /// How many doubtful hosts of a region of so many hosts are asked in one interval.
@@ -159,7 +150,7 @@ mod tests {
                 via: Via::Chitchat,
                 records: Arc::new(records),
             };
-            let hosts = BTreeMap::from([("b".parse().unwrap(), host)]);
+            let hosts = [("b".parse::<HostId>().unwrap(), host)].into_iter().collect();
             let view = View { hosts, ..View::default() };
             assert_eq!(doubtful(&view, start, bound).count() == 1, expected, "{standing:?} {silent_s:?}");
         };

@@ -67,9 +67,9 @@ impl Seat {
 
     /// So many random hosts that a rumour reaches all but a few, and those by their next gossip.
     fn listeners(&self, not_to: &[SocketAddr]) -> Vec<SocketAddr> {
-        let hosts = self.answering.len() + 1;
+        let hosts = self.builder.answering().len() + 1;
         let fan_out = (hosts as f64).ln().ceil() as usize + 3;
-        let drawn = self.answering.sample(&mut rand::rng(), fan_out + not_to.len()).copied();
+        let drawn = self.builder.answering().sample(&mut rand::rng(), fan_out + not_to.len()).copied();
         drawn.filter(|to| !not_to.contains(to)).take(fan_out).collect()
     }
 }

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use gossip::id::HostId;
 use gossip::standing::Standing;
-use gossip::view::Host;
+use gossip::view::{Host, HostChange};
 use tokio::time::Instant;
 
-use super::changes::{Changes, HostChange};
+use super::changes::Changes;
 use super::{Thing, hash, rank};
 
 /// How long a host that comes and goes cannot keep the others from judging a second time.

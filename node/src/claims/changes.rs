@@ -6,8 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gossip::View;
-use gossip::id::HostId;
-use gossip::view::{Host, Vanished};
+use gossip::view::{Host, HostChange, Vanished};
 
 use super::MemberKey;
 
@@ -20,17 +19,6 @@ pub struct Changes<'v> {
     pub vanished: Vec<VanishedChange<'v>>,
     /// Where it leads.
     pub view: &'v View,
-}
-
-/// One host before and after.
-#[derive(Debug, Clone, Copy)]
-pub struct HostChange<'v> {
-    /// The host.
-    pub host: &'v HostId,
-    /// As it was; none when it is new.
-    pub old: Option<&'v Host>,
-    /// As it is; none when it was forgotten.
-    pub new: Option<&'v Host>,
 }
 
 /// One claim that vanished, before and after.
@@ -47,12 +35,8 @@ pub struct VanishedChange<'v> {
 impl<'v> Changes<'v> {
     /// What differs between two views.
     pub fn between(old: &'v View, new: &'v View) -> Changes<'v> {
-        let mut changes = Changes { hosts: Vec::new(), vanished: Vec::new(), view: new };
-        each_change(&old.hosts, &new.hosts, |host, old, new| {
-            if !matches!((old, new), (Some(old), Some(new)) if is_same(old, new)) {
-                changes.hosts.push(HostChange { host, old, new });
-            }
-        });
+        let hosts = new.hosts_since(old).filter(|change| !is_same(change.old, change.new)).collect();
+        let mut changes = Changes { hosts, vanished: Vec::new(), view: new };
         each_change(&old.vanished, &new.vanished, |key, old, new| {
             if old.map(|v| v.since) != new.map(|v| v.since) || old != new {
                 changes.vanished.push(VanishedChange { key, old, new });
@@ -62,7 +46,8 @@ impl<'v> Changes<'v> {
     }
 }
 
-fn is_same(old: &Host, new: &Host) -> bool {
+fn is_same(old: Option<&Host>, new: Option<&Host>) -> bool {
+    let (Some(old), Some(new)) = (old, new) else { return false };
     Arc::ptr_eq(&old.records, &new.records)
         && (old.standing, old.generation, old.silent_since)
             == (new.standing, new.generation, new.silent_since)

@@ -8,12 +8,12 @@ use gossip::View;
 use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
 use gossip::record::{COUNTER_MAX, MemberRecord, MemberState, NetworkRecord};
 use gossip::standing::Standing;
-use gossip::view::{Host, HostRecords, Vanished};
+use gossip::view::{Host, HostChange, HostRecords, Vanished};
 use ipnet::Ipv4Net;
 use tokio::time::Instant;
 
 use super::MemberKey;
-use super::changes::{Changes, HostChange, VanishedChange, each_change};
+use super::changes::{Changes, VanishedChange, each_change};
 use super::networks::Networks;
 use super::touched::Touched;
 
