@@ -77,6 +77,8 @@ pub struct Cluster {
     pub lied_to: bool,
     /// When an observer, by its number, last heard another one for so long that it must believe it lives.
     pub heard: BTreeMap<(usize, usize), Instant>,
+    /// What each agent, by its number, showed when its zones were last held against its view.
+    pub looked_at: BTreeMap<usize, Snapshot>,
     /// Between two gossip rounds of a host.
     pub interval: Duration,
     /// The bounds of every host.
@@ -101,6 +103,7 @@ impl Cluster {
             weather: Weather::new(MemoryNetwork::new()),
             lied_to: false,
             heard: BTreeMap::new(),
+            looked_at: BTreeMap::new(),
             region: "simulated".parse()?,
             thresholds: thresholds(timings),
             epoch_ns,

@@ -91,7 +91,7 @@ fn names_do_not_lead_to_a_host_that_is_drained_and_packets_do() {
     for drained in ["a", "b"] {
         let before = view(&[("a", Standing::Answering, &own), ("b", Standing::Answering, &remote)]);
         let mut after = before.clone();
-        let host = after.hosts.get_mut(&drained.parse().unwrap()).unwrap();
+        let host = after.hosts.get_mut(&drained.parse::<HostId>().unwrap()).unwrap();
         Arc::make_mut(&mut host.records).host.draining = true;
         let (desired, ledger) = project(&after, &own);
         assert_eq!(desired, project(&before, &own).0);

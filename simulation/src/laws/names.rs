@@ -42,12 +42,21 @@ const ZONE: &str = "private-network.internal";
 
 /// Every zone holds exactly the ready members of its agent's view that hold their address, on hosts that answer
 /// and are not drained; where the agent is cut off, on dead hosts too.
-pub fn follow_the_view(cluster: &Cluster) -> anyhow::Result<()> {
-    cluster.live().try_for_each(|(_, host, snapshot)| {
-        let mut served = Served::default();
-        served.read(&snapshot.zones);
-        follow_view(&snapshot, &served).with_context(|| host.label())
-    })
+///
+/// What has not changed since it was looked at holds still.
+pub fn follow_the_view(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let mut looked_at = BTreeMap::new();
+    for (number, host, now) in cluster.live() {
+        let same = |last: &Snapshot| Arc::ptr_eq(&last.view, &now.view) && Arc::ptr_eq(&last.zones, &now.zones);
+        if !cluster.looked_at.get(&number).is_some_and(same) {
+            let mut served = Served::default();
+            served.read(&now.zones);
+            follow_view(&now, &served).with_context(|| host.label())?;
+        }
+        looked_at.insert(number, now);
+    }
+    cluster.looked_at = looked_at;
+    Ok(())
 }
 
 /// As [`follow_the_view`], of one agent whose zones were read.

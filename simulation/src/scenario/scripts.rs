@@ -58,15 +58,19 @@ pub(super) fn cold_start(Size { hosts, .. }: Size) -> Vec<Operation> {
     [starts, attach(0..hosts, WEB), vec![Settle, Members(0, hosts), Rest]].concat()
 }
 
-/// Its networks have a hundred members, no two of one host. Its hosts start within a second, and attach a member
-/// each within another one: rounds of gossip that all fall on one instant are nobody's.
+/// Its networks have a hundred members, no two of one host. Its hosts start within a second, and once they may
+/// judge they attach a member each, second after second: rounds of gossip that all fall on one instant are nobody's.
 pub(super) fn large_region(Size { hosts, members }: Size) -> Vec<Operation> {
     let networks = (hosts * members).div_ceil(100).max(members);
     let pause = Wait(Duration::from_secs(1) / hosts.max(1) as u32);
     let starts = (0..hosts).flat_map(|host| [Start(host), pause.clone()]).collect();
     let attaches = (0..members).flat_map(|member| [AttachEverywhere(networks, member), seconds(1)]).collect();
-    [starts, attaches, vec![seconds(60_u64.saturating_sub(members as u64)), Settle]].concat()
+    let rest = seconds(60_u64.saturating_sub(JUDGING.as_secs() + members as u64));
+    [starts, vec![Wait(JUDGING)], attaches, vec![rest, Settle]].concat()
 }
+
+/// From its start on a host of a region of any size judges within so long.
+const JUDGING: Duration = Duration::from_secs(8);
 
 pub(super) fn region_split(Size { hosts, .. }: Size) -> Vec<Operation> {
     let far = hosts - 1;
