@@ -94,7 +94,11 @@ impl Region {
     }
 
     fn members(&self, host: &str) -> usize {
-        self.builder.view().hosts.get(&host.parse::<HostId>().unwrap()).map_or(0, |host| host.records.members.len())
+        self.builder
+            .view()
+            .hosts
+            .get(&host.parse::<HostId>().unwrap())
+            .map_or(0, |host| host.records.members.len())
     }
 }
 

@@ -47,7 +47,8 @@ impl Seat {
 
     /// Serves one page of a snapshot, or says why not.
     pub(super) async fn serve(&mut self, to: SocketAddr, body: &[u8]) -> Vec<u8> {
-        let others = self.builder.answering().sample(&mut rand::rng(), 2 * ASKED).copied().collect::<Vec<_>>();
+        let others =
+            self.builder.answering().sample(&mut rand::rng(), 2 * ASKED).copied().collect::<Vec<_>>();
         let chitchat = self.chitchat.chitchat();
         let chitchat = chitchat.lock().await;
         self.read_held(&chitchat);

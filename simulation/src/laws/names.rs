@@ -47,7 +47,8 @@ const ZONE: &str = "private-network.internal";
 pub fn follow_the_view(cluster: &mut Cluster) -> anyhow::Result<()> {
     let mut looked_at = BTreeMap::new();
     for (number, host, now) in cluster.live() {
-        let same = |last: &Snapshot| Arc::ptr_eq(&last.view, &now.view) && Arc::ptr_eq(&last.zones, &now.zones);
+        let same =
+            |last: &Snapshot| Arc::ptr_eq(&last.view, &now.view) && Arc::ptr_eq(&last.zones, &now.zones);
         if !cluster.looked_at.get(&number).is_some_and(same) {
             let mut served = Served::default();
             served.read(&now.zones);
