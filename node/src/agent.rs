@@ -32,7 +32,7 @@ use netplumb::state::{Desired, Ours};
 use resolver::Zone;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
 pub use event::{Event, EventKind};
 pub use explain::ping;
@@ -289,6 +289,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
         loop {
             // Before anything else: the kernel is what others wait for.
             self.build_next().await;
+            let pull = self.next_pull();
             tokio::select! {
                 _ = &mut stopped => break,
                 Some(answer) = joined.recv() => {
@@ -326,6 +327,7 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
                     self.on_built(&built).await;
                 }
                 _ = beat.tick() => self.bench.beat(Instant::now()),
+                () = sleep_until(pull.unwrap_or_else(Instant::now)), if pull.is_some() => self.pull_missed(),
                 _ = tick.tick() => self.on_tick().await,
                 _ = remember.tick() => self.remember(),
                 Some(_) = self.tasks.join_next(), if !self.tasks.is_empty() => {}

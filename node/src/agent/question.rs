@@ -1,5 +1,6 @@
 //! What hosts ask each other: whether a new member is in the kernel already, and what a judge gives.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use gossip::Ask;
@@ -17,6 +18,9 @@ use crate::store::Store;
 
 /// How long a question about a record waits for the kernel.
 pub(super) const APPLIED_BOUND: Duration = Duration::from_secs(2);
+/// How long a record that is asked about may be on its way: frames reach a thousand hosts within 30 ms. A pull costs two
+/// digests of the whole region, and everybody in the network is asked.
+const ON_ITS_WAY: Duration = Duration::from_millis(60);
 
 /// What one host asks another.
 #[derive(Debug, Serialize, Deserialize)]
@@ -62,7 +66,21 @@ pub(super) struct Pending {
     counter: u64,
     pub(super) deadline: Instant,
     pub(super) revision: Option<u64>,
+    /// When its host is gossiped with, should the record not be here by then; once.
+    pull_at: Option<Instant>,
     reply: oneshot::Sender<Vec<u8>>,
+}
+
+/// When somebody is to be gossiped with.
+fn next_pull(pending: &[Pending]) -> Option<Instant> {
+    pending.iter().filter(|pending| pending.revision.is_none()).filter_map(|pending| pending.pull_at).min()
+}
+
+/// The hosts whose records should be here and are not; each is named once.
+fn missed(pending: &mut [Pending], now: Instant) -> BTreeSet<HostId> {
+    let late = pending.iter_mut().filter(|pending| pending.revision.is_none());
+    late.filter_map(|pending| pending.pull_at.take_if(|at| *at <= now).map(|_| pending.from.clone()))
+        .collect()
 }
 
 /// Whether a new member of which this host has just said that it is here will find it so, and needs no greeting: its
@@ -129,20 +147,30 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
 
     /// Answered when the kernel has followed the record asked about.
     fn hear_applied(&mut self, ask: Ask, network: NetworkId, member: MemberId, counter: u64) {
-        let deadline = Instant::now() + APPLIED_BOUND;
+        let now = Instant::now();
         self.pending.push(Pending {
             from: ask.from,
             network,
             member,
             counter,
-            deadline,
+            deadline: now + APPLIED_BOUND,
             revision: None,
+            pull_at: Some(now + ON_ITS_WAY),
             reply: ask.reply,
         });
         self.answer_pending();
-        let unknown = self.pending.iter().rfind(|p| p.revision.is_none()).map(|p| p.from.clone());
-        if let (Some(gossip), Some(from)) = (&self.gossip, unknown) {
-            gossip.pull(&from);
+    }
+
+    /// When [`pull_missed`](Self::pull_missed) has something to do.
+    pub(super) fn next_pull(&self) -> Option<Instant> {
+        next_pull(&self.pending)
+    }
+
+    /// Gossips with those whose records are asked about and should be here.
+    pub(super) fn pull_missed(&mut self) {
+        let Some(gossip) = &self.gossip else { return };
+        for host in missed(&mut self.pending, Instant::now()) {
+            gossip.pull(&host);
         }
     }
 
@@ -172,6 +200,29 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::claims::fixtures::{self, pn};
+
+    /// Else each of a hundred hosts of a network would exchange digests with whoever attaches there.
+    #[tokio::test(start_paused = true)]
+    async fn only_what_did_not_come_in_time_is_pulled_and_once_from_each_host() {
+        let start = Instant::now();
+        let of = |host: &str, member: u64, revision| Pending {
+            from: host.parse().unwrap(),
+            network: pn(),
+            member: fixtures::member(member),
+            counter: 1,
+            deadline: start + APPLIED_BOUND,
+            revision,
+            pull_at: Some(start + ON_ITS_WAY),
+            reply: oneshot::channel().0,
+        };
+        let mut pending = [of("a", 1, None), of("a", 2, None), of("b", 3, Some(7))];
+        assert!(missed(&mut pending, start).is_empty());
+        let then = next_pull(&pending).unwrap();
+        assert_eq!(missed(&mut pending, then), BTreeSet::from(["a".parse().unwrap()]));
+        assert!(missed(&mut pending, then + ON_ITS_WAY).is_empty());
+        assert_eq!(next_pull(&pending), None);
+    }
 
     /// It speaks as soon as it is ready. What it said before this host had built it is lost, and a kernel repeats it
     /// after 5 s only.
