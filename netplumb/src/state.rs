@@ -156,7 +156,8 @@ pub struct Peer {
     /// Exactly its addresses.
     pub allowed: BTreeSet<IpAddr>,
     /// The peer is built and may have tried to reach members here before they knew it: send the first packet, once,
-    /// when it is added or when this is new of it. It is no state: nothing that is observed is compared with it.
+    /// when it is added to an interface that stands or when this is new of it. It is no state: nothing that is observed
+    /// is compared with it.
     pub greet: bool,
 }
 

@@ -238,7 +238,8 @@ fn the_first_packet_does_not_wait_five_seconds() {
             }
             client.join(PN, AP2, "web");
             let (answer, took) = timed(|| client.ask_tcp(to.address, PORT));
-            assert_eq!(answer.unwrap(), "server");
+            let answer = answer.unwrap_or_else(|e| panic!("asleep for {asleep_ms} ms: {e}"));
+            assert_eq!(answer, "server");
             assert!(took < patience(Duration::from_millis(500)), "asleep for {asleep_ms} ms: {took:?}");
         });
         client.detach(PN).ok();

@@ -338,7 +338,10 @@ impl MemberDraft<'_, '_> {
         };
         let changed =
             network.peers_of(member).filter(|(key, peer)| !have.get(key).is_some_and(|is| same(is, peer)));
-        for chunk in chunks::<_, BTreeMap<_, _>>(changed.map(|(key, peer)| (*key, peer.clone()))) {
+        // An initiation from an interface that is being made comes before its peers know it: lost, and repeated after 5 s.
+        let stands = is.is_some();
+        let told = changed.map(|(key, peer)| (*key, Peer { greet: peer.greet && stands, ..peer.clone() }));
+        for chunk in chunks::<_, BTreeMap<_, _>>(told) {
             self.add_inside(InsideChange::Peers(chunk));
         }
     }
