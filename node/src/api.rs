@@ -1,11 +1,14 @@
 //! The API: HTTP and JSON on a Unix socket; metrics, health and the status page on TCP, read only.
 
+mod description;
 mod drain;
 mod explain;
+mod input;
 mod member;
 mod network;
 mod problem;
 mod public;
+mod routes;
 mod rows;
 mod traffic;
 
@@ -15,11 +18,11 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{get, post};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+pub(crate) use description::describe;
 pub use drain::{DrainRequest, Drained};
 pub use explain::Pinged;
 pub use network::{NetworkChange, NetworkDetail, NetworkRequest};
@@ -32,10 +35,7 @@ use crate::attach::Context;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::store::Store;
-use member::{attach, detach, member};
-use problem::{Rejected, malformed, no_method, nothing};
-use public::{health, metrics, page, ready};
-use rows::{events, hosts, look_up, members, names, networks, status};
+use problem::{no_method, nothing};
 
 /// Longest request body in bytes.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -93,7 +93,7 @@ impl Api {
         S: Store + Clone,
     {
         let address = served.config.http;
-        let public = TcpListener::bind(address).await.with_context(|| {
+        let tcp = TcpListener::bind(address).await.with_context(|| {
             format!("cannot serve metrics on {address}; set http.listen to a free address")
         })?;
         // Last, because it leaves a file behind.
@@ -101,13 +101,13 @@ impl Api {
             Some(socket) => adopt(socket)?,
             None => bind(&served.config.socket())?,
         };
-        let (private, public_routes) = (private(served.clone()), public_of(served));
+        let (on_socket, on_tcp) = (private(served.clone()), public(served));
         let tasks = vec![
             tokio::spawn(async move {
-                let _ = axum::serve(socket, private).await;
+                let _ = axum::serve(socket, on_socket).await;
             }),
             tokio::spawn(async move {
-                let _ = axum::serve(public, public_routes).await;
+                let _ = axum::serve(tcp, on_tcp).await;
             }),
         ];
         Ok(Api { tasks })
@@ -138,43 +138,13 @@ pub(crate) fn bind(path: &Path) -> anyhow::Result<UnixListener> {
 }
 
 fn private<K: netplumb::Kernel, S: Store + Clone>(served: Served<K, S>) -> Router {
-    Router::new()
-        .route(
-            "/v1/networks/{network}/members/{id}",
-            get(member::<K, S>).put(attach::<K, S>).delete(detach::<K, S>),
-        )
-        .route("/v1/status", get(status::<K, S>))
-        .route("/v1/hosts", get(hosts::<K, S>))
-        .route("/v1/networks", get(networks::<K, S>))
-        .route(
-            "/v1/networks/{network}",
-            get(network::inspect::<K, S>)
-                .put(network::create::<K, S>)
-                .patch(network::change::<K, S>)
-                .delete(network::forget::<K, S>),
-        )
-        .route("/v1/members", get(members::<K, S>))
-        .route("/v1/traffic", get(traffic::traffic::<K, S>))
-        .route("/v1/names", get(names::<K, S>))
-        .route("/v1/lookup", get(look_up::<K, S>))
-        .route("/v1/events", get(events::<K, S>))
-        .route("/v1/drain", post(drain::drain::<K, S>))
-        .route("/v1/explain", get(explain::explain::<K, S>))
-        .route("/v1/doctor", get(explain::doctor::<K, S>))
-        .route("/v1/ping", get(explain::ping::<K, S>))
-        .route("/metrics", get(metrics::<K, S>))
+    Router::from(routes::private())
         .fallback(nothing)
         .method_not_allowed_fallback(no_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(served)
 }
 
-fn public_of<K: netplumb::Kernel, S: Store + Clone>(served: Served<K, S>) -> Router {
-    Router::new()
-        .route("/metrics", get(metrics::<K, S>))
-        .route("/healthz", get(health::<K, S>))
-        .route("/readyz", get(ready::<K, S>))
-        .route("/", get(page::<K, S>))
-        .fallback(nothing)
-        .with_state(served)
+fn public<K: netplumb::Kernel, S: Store + Clone>(served: Served<K, S>) -> Router {
+    Router::from(routes::public()).fallback(nothing).with_state(served)
 }

@@ -13,7 +13,10 @@ use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
 use gossip::port::{PORTS_MAX, Port};
 use ipnet::Ipv4Net;
 use netplumb::kernel::Container;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::schema;
 
 pub(crate) use context::unwritten;
 pub use context::{Applied, Claimed, Context};
@@ -22,13 +25,16 @@ pub use room::Room;
 pub use round::{Halt, Round};
 
 /// What a caller asks for.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "AttachRequest")]
 #[serde(deny_unknown_fields)]
 pub struct Request {
     /// The app.
+    #[schemars(with = "schema::AppId")]
     pub app: AppId,
     /// The process type; `web` is what the app's own name means.
     #[serde(rename = "type", default = "web")]
+    #[schemars(with = "schema::ProcessType")]
     pub process: ProcessType,
     /// The number within (app, type); the lowest free one when not given.
     #[serde(default)]
@@ -41,6 +47,7 @@ pub struct Request {
     pub address: Option<Ipv4Addr>,
     /// The ports it publishes: SRV records.
     #[serde(default)]
+    #[schemars(with = "Vec<schema::Port>")]
     pub ports: Vec<Port>,
     /// Whether other names are passed on for the network's containers, all of them and from now on; as it is when
     /// not given.
@@ -58,7 +65,7 @@ pub(crate) fn web() -> ProcessType {
 }
 
 /// How a caller names a network namespace.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum Netns {
     /// The path of a mounted namespace.
@@ -74,18 +81,22 @@ pub enum Netns {
 }
 
 /// What a caller gets.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Attached {
     /// The member.
+    #[schemars(with = "schema::MemberId")]
     pub member: MemberId,
     /// The name its caller gave it.
     pub container: String,
     /// Its network.
+    #[schemars(with = "schema::NetworkId")]
     pub network: NetworkId,
     /// Its app.
+    #[schemars(with = "schema::AppId")]
     pub app: AppId,
     /// Its process type.
     #[serde(rename = "type")]
+    #[schemars(with = "schema::ProcessType")]
     pub process: ProcessType,
     /// Its number; null while none could be had.
     pub ordinal: Option<u32>,
@@ -104,6 +115,7 @@ pub struct Attached {
     /// The network's VXLAN identifier.
     pub vni: u32,
     /// The network's subnet.
+    #[schemars(with = "schema::Ipv4Net")]
     pub subnet: Ipv4Net,
     /// What belongs into its resolv.conf.
     pub dns: Resolv,
@@ -111,17 +123,20 @@ pub struct Attached {
     pub env: BTreeMap<String, String>,
     /// The ports it publishes.
     #[serde(default)]
+    #[schemars(with = "Vec<schema::Port>")]
     pub ports: Vec<Port>,
     /// The names it is found by.
     pub names: Vec<String>,
     /// Other hosts of the network that have it in their kernel.
+    #[schemars(with = "Vec<schema::HostId>")]
     pub applied: Vec<HostId>,
     /// Other hosts of the network that did not say so in time.
+    #[schemars(with = "Vec<schema::HostId>")]
     pub missing: Vec<HostId>,
 }
 
 /// The lines of a resolv.conf.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Resolv {
     /// `nameserver`.
     pub nameserver: Ipv4Addr,

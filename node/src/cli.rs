@@ -28,8 +28,11 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 pub use client::Failure;
+use netplumb::NetlinkKernel;
 
+use crate::api;
 use crate::runtime::{cni, hook, netavark};
+use crate::store::DirStore;
 
 /// Private networks for containers, without a controller.
 #[derive(Debug, Parser)]
@@ -108,6 +111,8 @@ enum Verb {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Print the description of the agent's API: OpenAPI 3.1
+    Openapi,
     /// Print a manual page, or write those of all verbs into a directory
     Man {
         /// The directory
@@ -175,6 +180,10 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Verb::DockerArgs(args) => docker::args(&client, &args, &out),
         Verb::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "warren", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Openapi => {
+            out.line(&api::describe::<NetlinkKernel, DirStore>().to_string());
             Ok(ExitCode::SUCCESS)
         }
         Verb::Man { dir } => man(dir.as_deref()),

@@ -7,11 +7,13 @@ mod tests;
 use std::time::Duration;
 
 use gossip::id::HostId;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use ports::{Holder, held};
 
 use crate::explain::Answer;
+use crate::schema;
 
 /// Oldest kernel: SO_NETNS_COOKIE.
 const KERNEL_MIN: (u32, u32) = (5, 14);
@@ -65,7 +67,8 @@ impl Health {
 }
 
 /// What the agent says when it is asked how the host is.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "HostSaid")]
 pub struct Said {
     /// What a reconciliation would mend now, in words.
     pub drift: Vec<String>,
@@ -74,9 +77,11 @@ pub struct Said {
 }
 
 /// Another host.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "OtherHost")]
 pub struct Other {
     /// Which.
+    #[schemars(with = "schema::HostId")]
     pub host: HostId,
     /// How far its clock is ahead, in milliseconds; none where it did not answer.
     pub clock_ahead_ms: Option<i64>,

@@ -9,7 +9,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use gossip::id::{HostId, MemberId, NetworkId};
 use gossip::record::MemberState;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::schema;
 
 pub use find::{End, find, pair};
 pub use sight::Before;
@@ -143,8 +146,9 @@ pub struct Probes {
 }
 
 /// What came of one echo.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "EchoAnswer")]
 pub enum Answer {
     /// It was back after so many microseconds.
     Micros(u64),
@@ -173,8 +177,9 @@ pub struct Side {
 }
 
 /// One step of the way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "StepKind")]
 pub enum Kind {
     /// Name → address.
     Name,
@@ -226,8 +231,9 @@ impl Kind {
 }
 
 /// How a step is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "StepState")]
 pub enum State {
     /// As it should be.
     Ok,
@@ -238,11 +244,12 @@ pub enum State {
 }
 
 /// One step with what was found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Step {
     /// Which.
     pub step: Kind,
     /// On which host; none for what is between both.
+    #[schemars(with = "Option<schema::HostId>")]
     pub host: Option<HostId>,
     /// How it is.
     pub state: State,
@@ -250,11 +257,12 @@ pub struct Step {
     pub detail: String,
     /// What to do, where it is broken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub hint: Option<String>,
 }
 
 /// The whole way.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Explanation {
     /// From whom.
     pub from: End,

@@ -22,4 +22,5 @@ pub mod names;
 mod page;
 pub mod project;
 pub mod runtime;
+mod schema;
 pub mod store;

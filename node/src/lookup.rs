@@ -8,6 +8,7 @@ use gossip::id::{MemberId, NetworkId};
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RData, RecordType};
 use resolver::{Outcome, Transport};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::Snapshot;
@@ -16,7 +17,7 @@ use crate::config::Dns;
 use crate::store::Entry;
 
 /// An answer in words.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Lookup {
     /// The name asked.
     pub name: String,
@@ -33,7 +34,8 @@ pub struct Lookup {
 }
 
 /// Where a service is to be had (RFC 2782).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ServiceTarget")]
 pub struct Target {
     /// The name.
     pub name: String,

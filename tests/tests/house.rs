@@ -71,6 +71,8 @@ fn io_happens_where_the_map_says() {
             "UnixListener",
         ),
         (&["gossip", "resolver", "netplumb"], &[], "UnixStream"),
+        // aide's `api_route` describes what it routes. What Docker asks is described by Docker.
+        (&["node"], &["node/src/runtime/docker.rs"], ".route("),
         (&["netplumb"], &["netplumb/src/engine"], "AddressFamily::UNIX"),
         (&["gossip", "resolver", "node"], &[], "netlink_"),
         (&["gossip", "resolver", "node"], &[], "wireguard_control::"),

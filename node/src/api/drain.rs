@@ -2,14 +2,16 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Rejected, Served};
+use super::Served;
+use super::input::Body;
+use crate::attach::Refusal;
 use crate::store::Store;
 
 /// What is wanted of a host; without a body it is drained.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DrainRequest {
     /// Whether it takes no new members, and names lead to those it has no more.
@@ -17,7 +19,7 @@ pub struct DrainRequest {
 }
 
 /// What a host does from now on.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Drained {
     /// Whether it takes no new members, and names lead to those it has no more.
     pub draining: bool,
@@ -29,9 +31,9 @@ pub struct Drained {
 
 pub(super) async fn drain<K: netplumb::Kernel, S: Store + Clone>(
     State(served): State<Served<K, S>>,
-    body: Result<Option<Json<DrainRequest>>, JsonRejection>,
-) -> Result<Json<Drained>, Rejected> {
-    let draining = body?.is_none_or(|Json(request)| request.draining);
+    body: Option<Body<DrainRequest>>,
+) -> Result<Json<Drained>, Refusal> {
+    let draining = body.is_none_or(|Body(request)| request.draining);
     served.context.clone().drain(draining).await?;
     let members = served.snapshot.borrow().journal.live().count();
     Ok(Json(Drained { draining, members, ttl_s: served.config.dns.ttl_s }))

@@ -3,16 +3,18 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use gossip::id::HostId;
 use gossip::record::MemberState;
 use gossip::standing::Standing;
 use netplumb::Kernel;
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Served, malformed};
+use super::Served;
+use super::input::Query;
+use super::problem::malformed;
 use crate::agent::{Inquiry, Snapshot, ping as echo};
 use crate::attach::{Refusal, RefusalKind};
 use crate::doctor::{Other, Said};
@@ -28,18 +30,19 @@ const PACKET_BYTES_MAX: u32 = 65_535;
 /// Shortest packet in bytes: headers of IP and ICMP.
 const PACKET_BYTES_MIN: u32 = 28;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ExplainQuery {
+    /// From whom: a member, a container, an address or a name.
     from: String,
+    /// To whom.
     to: String,
 }
 
 pub(super) async fn explain<K: Kernel, S: Store + Clone>(
     State(served): State<Served<K, S>>,
-    query: Result<Query<ExplainQuery>, QueryRejection>,
+    Query(query): Query<ExplainQuery>,
 ) -> Result<Json<Explanation>, Refusal> {
-    let Query(query) = query.map_err(|e| malformed(e.body_text()))?;
     let snapshot = served.snapshot.borrow().clone();
     let (from, to) = explain::pair(&snapshot, &served.config.dns.zone, &query.from, &query.to)?;
     let (near, far) = sides(&served, &from, &to).await;
@@ -135,20 +138,21 @@ async fn asked<K: Kernel, S: Store + Clone, T: DeserializeOwned>(
     serde_json::from_slice(&answer).map_err(|_| "its answer is of another version of warren".to_owned())
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PingQuery {
     /// A member or container of this host; any of the other's network when not given.
     from: Option<String>,
+    /// To whom: a member, a container, an address or a name.
     to: String,
-    /// Length of the packet, IP header included.
+    /// Length of the packet in bytes, IP header included; 84 when not given.
     bytes: Option<u32>,
-    /// How long to wait.
+    /// How long to wait, in milliseconds; 1000 when not given, 10000 at most.
     wait_ms: Option<u64>,
 }
 
 /// One echo.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Pinged {
     /// From whom.
     pub from: End,
@@ -162,9 +166,8 @@ pub struct Pinged {
 
 pub(super) async fn ping<K: Kernel, S: Store + Clone>(
     State(served): State<Served<K, S>>,
-    query: Result<Query<PingQuery>, QueryRejection>,
+    Query(query): Query<PingQuery>,
 ) -> Result<Json<Pinged>, Refusal> {
-    let Query(query) = query.map_err(|e| malformed(e.body_text()))?;
     let bytes = query.bytes.unwrap_or(84);
     if !(PACKET_BYTES_MIN..=PACKET_BYTES_MAX).contains(&bytes) {
         return Err(malformed(format!("a packet has {PACKET_BYTES_MIN} to {PACKET_BYTES_MAX} bytes")));

@@ -3,33 +3,38 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::rejection::{JsonRejection, PathRejection};
-use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::extract::State;
+use axum::response::NoContent;
 use gossip::id::{MemberId, NetworkId};
 use netplumb::state::Mac;
+use schemars::JsonSchema;
+use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::{Rejected, Served, malformed};
+use super::Served;
+use super::input::{Body, Path};
 use crate::agent::Snapshot;
 use crate::attach::{Applied, Attached, Call, Refusal, RefusalKind, Request, Resolv};
 use crate::config::Config;
 use crate::project;
+use crate::schema;
 use crate::store::{Entry, Store};
 
-type MemberPath = Result<Path<(NetworkId, String)>, PathRejection>;
-
-fn member_path(path: MemberPath) -> Result<(NetworkId, String), Refusal> {
-    path.map(|Path(pair)| pair).map_err(|e| malformed(e.body_text()))
+/// Which member.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(super) struct Place {
+    /// The network.
+    #[schemars(with = "schema::NetworkId")]
+    network: NetworkId,
+    /// What its caller calls the container, or the member.
+    id: String,
 }
 
 pub(super) async fn attach<K: netplumb::Kernel, S: Store + Clone>(
     State(served): State<Served<K, S>>,
-    path: MemberPath,
-    body: Result<Json<Request>, JsonRejection>,
-) -> Result<Json<Attached>, Rejected> {
-    let (network, container) = member_path(path)?;
-    let Json(request) = body?;
+    Path(Place { network, id: container }): Path<Place>,
+    Body(request): Body<Request>,
+) -> Result<Json<Attached>, Refusal> {
     let started = Instant::now();
     let call = Call { network, container, request };
     // A task of its own: a caller that hangs up does not leave a half-made member.
@@ -44,9 +49,8 @@ pub(super) async fn attach<K: netplumb::Kernel, S: Store + Clone>(
 
 pub(super) async fn detach<K: netplumb::Kernel, S: Store + Clone>(
     State(served): State<Served<K, S>>,
-    path: MemberPath,
-) -> Result<StatusCode, Refusal> {
-    let (network, id) = member_path(path)?;
+    Path(Place { network, id }): Path<Place>,
+) -> Result<NoContent, Refusal> {
     let entry = served.snapshot.borrow().journal.find(network, &id).cloned();
     if let Some(entry) = entry {
         let detached = tokio::spawn(served.context.clone().detach(entry)).await;
@@ -56,14 +60,13 @@ pub(super) async fn detach<K: netplumb::Kernel, S: Store + Clone>(
     else if let Ok(member) = id.parse::<MemberId>() {
         served.context.clone().disown(member).await?;
     }
-    Ok(StatusCode::NO_CONTENT)
+    Ok(NoContent)
 }
 
 pub(super) async fn member<K, S: Clone>(
     State(served): State<Served<K, S>>,
-    path: MemberPath,
+    Path(Place { network, id }): Path<Place>,
 ) -> Result<Json<Attached>, Refusal> {
-    let (network, id) = member_path(path)?;
     let snapshot = served.snapshot.borrow().clone();
     let entry = snapshot.journal.find(network, &id).ok_or_else(|| {
         Refusal::new(RefusalKind::NotFound, format!("{id} is no member of {network} on this host"))

@@ -3,23 +3,26 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::rejection::{JsonRejection, PathRejection};
-use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::extract::State;
+use axum::response::NoContent;
 use gossip::id::{HostId, NetworkId};
 use gossip::record::MemberState;
 use ipnet::Ipv6Net;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Served;
+use super::input::{Body, Path};
+use super::problem::malformed;
 use super::rows::{NetworkClaims, NetworkRow, claims_of, networks_of};
-use super::{Rejected, Served, malformed};
 use crate::attach::{Refusal, RefusalKind};
 use crate::claims;
 use crate::project;
+use crate::schema;
 use crate::store::Store;
 
 /// A network as a caller wants it.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkRequest {
     /// Its subnet; when not given the one it has, or 10.240.0.0/22.
@@ -31,7 +34,7 @@ pub struct NetworkRequest {
 }
 
 /// What can be changed of a network.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkChange {
     /// Whether other names are passed on for its containers.
@@ -39,35 +42,37 @@ pub struct NetworkChange {
 }
 
 /// Everything about a network.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct NetworkDetail {
     /// As it is listed.
     #[serde(flatten)]
     pub row: NetworkRow,
     /// Its IPv6 prefix.
+    #[schemars(with = "schema::Ipv6Net")]
     pub ula: Ipv6Net,
     /// It was made on the host asked, and stays without members.
     pub made_here: bool,
     /// Its live members by host.
+    #[schemars(with = "BTreeMap<String, usize>")]
     pub members_by_host: BTreeMap<HostId, usize>,
     /// Its claims, counted.
     pub claims: NetworkClaims,
 }
 
-type NetworkPath = Result<Path<NetworkId>, PathRejection>;
-
-fn network_path(path: NetworkPath) -> Result<NetworkId, Refusal> {
-    path.map(|Path(network)| network).map_err(|e| malformed(e.body_text()))
+/// Which network.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(super) struct Place {
+    /// The network.
+    #[schemars(with = "schema::NetworkId")]
+    network: NetworkId,
 }
 
 /// One that is there already is as good, with the same subnet.
 pub(super) async fn create<K: netplumb::Kernel, S: Store + Clone>(
     State(served): State<Served<K, S>>,
-    path: NetworkPath,
-    body: Result<Json<NetworkRequest>, JsonRejection>,
-) -> Result<Json<NetworkDetail>, Rejected> {
-    let network = network_path(path)?;
-    let Json(request) = body?;
+    Path(Place { network }): Path<Place>,
+    Body(request): Body<NetworkRequest>,
+) -> Result<Json<NetworkDetail>, Refusal> {
     let subnet = request.subnet.as_deref().map(claims::subnet).transpose().map_err(malformed)?;
     served.context.clone().create(network, subnet).await?;
     if let Some(forward) = request.forward {
@@ -78,29 +83,26 @@ pub(super) async fn create<K: netplumb::Kernel, S: Store + Clone>(
 
 pub(super) async fn change<K: netplumb::Kernel, S: Store + Clone>(
     State(served): State<Served<K, S>>,
-    path: NetworkPath,
-    body: Result<Json<NetworkChange>, JsonRejection>,
-) -> Result<Json<NetworkDetail>, Rejected> {
-    let network = network_path(path)?;
-    let Json(change) = body?;
+    Path(Place { network }): Path<Place>,
+    Body(change): Body<NetworkChange>,
+) -> Result<Json<NetworkDetail>, Refusal> {
     served.context.clone().forward(network, change.forward).await?;
     Ok(Json(detail(&served, network)?))
 }
 
 pub(super) async fn inspect<K, S: Clone>(
     State(served): State<Served<K, S>>,
-    path: NetworkPath,
+    Path(Place { network }): Path<Place>,
 ) -> Result<Json<NetworkDetail>, Refusal> {
-    detail(&served, network_path(path)?).map(Json)
+    detail(&served, network).map(Json)
 }
 
 pub(super) async fn forget<K: netplumb::Kernel, S: Store + Clone>(
     State(served): State<Served<K, S>>,
-    path: NetworkPath,
-) -> Result<StatusCode, Refusal> {
-    let network = network_path(path)?;
+    Path(Place { network }): Path<Place>,
+) -> Result<NoContent, Refusal> {
     served.context.clone().forget(network).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(NoContent)
 }
 
 fn detail<K, S: Clone>(served: &Served<K, S>, network: NetworkId) -> Result<NetworkDetail, Refusal> {

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::{Html, IntoResponse, Response};
+use axum::http::{HeaderName, StatusCode, header};
+use axum::response::Html;
 
 use super::Served;
 use super::rows::{status_of, unready};
@@ -12,18 +12,17 @@ use crate::attach::{Refusal, RefusalKind};
 use crate::project;
 use crate::store::Store;
 
+/// What figures are written in.
+pub(super) const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
 pub(super) async fn metrics<K: netplumb::Kernel, S: Store + Clone>(
     State(served): State<Served<K, S>>,
-) -> Response {
+) -> Result<([(HeaderName, &'static str); 1], String), Refusal> {
     let snapshot = served.snapshot.borrow().clone();
     let traffic = served.context.kernel.traffic(&project::ours(snapshot.journal.durable())).await;
-    match served.metrics.encode(&snapshot, &traffic) {
-        Ok(text) => {
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, kind)], text).into_response()
-        }
-        Err(error) => Refusal::new(RefusalKind::Failed, error.to_string()).into_response(),
-    }
+    let text = served.metrics.encode(&snapshot, &traffic);
+    let text = text.map_err(|error| Refusal::new(RefusalKind::Failed, error.to_string()))?;
+    Ok(([(header::CONTENT_TYPE, OPENMETRICS)], text))
 }
 
 /// For how long the agent's loop may be busy with one thing.

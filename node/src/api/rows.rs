@@ -4,30 +4,33 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
 use gossip::record::{MemberState, NetworkRecord};
 use gossip::standing::Standing;
 use netplumb::engine::Facts;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Served, malformed};
+use super::Served;
+use super::input::Query;
 use crate::agent::{Built, Event, Snapshot};
 use crate::attach::Refusal;
 use crate::claims::Ledger;
 use crate::config::Config;
 use crate::lookup::{self, Lookup};
 use crate::project;
+use crate::schema;
 
 /// The agent in figures.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// The agent's version.
     pub version: String,
     /// Its region.
     pub region: String,
     /// Its host.
+    #[schemars(with = "schema::HostId")]
     pub host: HostId,
     /// The generation it publishes in; 0 before the join.
     pub generation: u64,
@@ -60,7 +63,7 @@ pub struct Status {
 }
 
 /// The engine's process.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct EngineRow {
     /// Its process id; none while another one is being started.
     pub pid: Option<u32>,
@@ -90,9 +93,10 @@ impl From<Facts> for EngineRow {
 }
 
 /// The claims of one network, counted.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct NetworkClaims {
     /// The network.
+    #[schemars(with = "schema::NetworkId")]
     pub network: NetworkId,
     /// Addresses held by live members.
     pub held: usize,
@@ -235,9 +239,10 @@ fn overlaps(snapshot: &Snapshot) -> Vec<String> {
 }
 
 /// One host of the region.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct HostRow {
     /// Its name.
+    #[schemars(with = "schema::HostId")]
     pub host: HostId,
     /// How it stands with the agent asked.
     pub standing: String,
@@ -271,9 +276,10 @@ pub(super) async fn hosts<K, S: Clone>(State(served): State<Served<K, S>>) -> Js
 }
 
 /// One network of the region.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct NetworkRow {
     /// Its id.
+    #[schemars(with = "schema::NetworkId")]
     pub network: NetworkId,
     /// Its VXLAN identifier.
     pub vni: u32,
@@ -318,22 +324,27 @@ pub(super) fn networks_of<K, S: Clone>(served: &Served<K, S>) -> Vec<NetworkRow>
 }
 
 /// One member of the region.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct MemberRow {
     /// The member.
+    #[schemars(with = "schema::MemberId")]
     pub member: MemberId,
     /// Its host.
+    #[schemars(with = "schema::HostId")]
     pub host: HostId,
     /// Its host's standing.
     pub standing: String,
     /// Whether its host is being drained, so that names do not lead to it.
     pub draining: bool,
     /// Its network.
+    #[schemars(with = "schema::NetworkId")]
     pub network: NetworkId,
     /// Its app.
+    #[schemars(with = "schema::AppId")]
     pub app: AppId,
     /// Its process type.
     #[serde(rename = "type")]
+    #[schemars(with = "schema::ProcessType")]
     pub process: ProcessType,
     /// Its number.
     pub ordinal: Option<u32>,
@@ -344,6 +355,7 @@ pub struct MemberRow {
     /// The ports it publishes.
     pub ports: Vec<String>,
     /// Where in its life it is.
+    #[schemars(with = "schema::MemberState")]
     pub state: MemberState,
     /// Whether another member holds its address or ordinal.
     pub contested: bool,
@@ -382,7 +394,7 @@ pub(super) async fn members<K, S: Clone>(State(served): State<Served<K, S>>) -> 
 }
 
 /// One name and what it resolves to.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct NameRow {
     /// The name.
     pub name: String,
@@ -392,17 +404,18 @@ pub struct NameRow {
     pub addresses6: Vec<Ipv6Addr>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NamesQuery {
+    /// Only names of this app.
+    #[schemars(with = "Option<schema::AppId>")]
     app: Option<AppId>,
 }
 
 pub(super) async fn names<K, S: Clone>(
     State(served): State<Served<K, S>>,
-    query: Result<Query<NamesQuery>, QueryRejection>,
+    Query(query): Query<NamesQuery>,
 ) -> Result<Json<Vec<NameRow>>, Refusal> {
-    let Query(query) = query.map_err(|e| malformed(e.body_text()))?;
     let app = query.app.map(|app| format!("{app}."));
     let zones = served.snapshot.borrow().zones.clone();
     let wanted = |name: &str| app.as_ref().is_none_or(|app| name.contains(app.as_str()));
@@ -414,24 +427,25 @@ pub(super) async fn names<K, S: Clone>(
     Ok(Json(rows.collect()))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LookupQuery {
+    /// The name to look up.
     name: String,
+    /// For which member or container of this host; one in all of its networks when not given.
     #[serde(rename = "as")]
     asker: Option<String>,
 }
 
 pub(super) async fn look_up<K, S: Clone>(
     State(served): State<Served<K, S>>,
-    query: Result<Query<LookupQuery>, QueryRejection>,
+    Query(query): Query<LookupQuery>,
 ) -> Result<Json<Lookup>, Refusal> {
-    let Query(query) = query.map_err(|e| malformed(e.body_text()))?;
     let snapshot = served.snapshot.borrow().clone();
     lookup::look_up(&served.config.dns, &snapshot, &query.name, query.asker.as_deref()).map(Json)
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct EventsQuery {
     /// Only events with a higher number.
@@ -441,9 +455,8 @@ pub(super) struct EventsQuery {
 
 pub(super) async fn events<K, S: Clone>(
     State(served): State<Served<K, S>>,
-    query: Result<Query<EventsQuery>, QueryRejection>,
+    Query(query): Query<EventsQuery>,
 ) -> Result<Json<Vec<Event>>, Refusal> {
-    let Query(query) = query.map_err(|e| malformed(e.body_text()))?;
     let events = served.snapshot.borrow().events.clone();
     Ok(Json(events.iter().filter(|event| event.number > query.after).cloned().collect()))
 }

@@ -8,20 +8,23 @@ use axum::Json;
 use axum::extract::State;
 use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
 use netplumb::kernel::Traffic;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Served;
 use crate::journal::Journal;
 use crate::project;
+use crate::schema;
 use crate::store::{Entry, Store};
 
 /// For how long WireGuard uses a session (REJECT_AFTER_TIME).
 const SESSION: Duration = Duration::from_secs(180);
 
 /// What a host's members have exchanged so far.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Exchange {
     /// The host.
+    #[schemars(with = "schema::HostId")]
     pub host: HostId,
     /// Its members.
     pub members: Vec<MemberTraffic>,
@@ -30,18 +33,22 @@ pub struct Exchange {
 }
 
 /// What one member has exchanged since its interface was made.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct MemberTraffic {
     /// The member.
+    #[schemars(with = "schema::MemberId")]
     pub member: MemberId,
     /// Its container.
     pub container: String,
     /// Its network.
+    #[schemars(with = "schema::NetworkId")]
     pub network: NetworkId,
     /// Its app.
+    #[schemars(with = "schema::AppId")]
     pub app: AppId,
     /// Its process type.
     #[serde(rename = "type")]
+    #[schemars(with = "schema::ProcessType")]
     pub process: ProcessType,
     /// Its number.
     pub ordinal: Option<u32>,

@@ -5,20 +5,25 @@ use std::net::{IpAddr, Ipv4Addr};
 use gossip::View;
 use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
 use gossip::record::{MemberRecord, MemberState};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::Snapshot;
 use crate::attach::{Refusal, RefusalKind};
 use crate::project;
+use crate::schema;
 
 /// One end of the way.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct End {
     /// The member.
+    #[schemars(with = "schema::MemberId")]
     pub member: MemberId,
     /// Its host.
+    #[schemars(with = "schema::HostId")]
     pub host: HostId,
     /// Its network.
+    #[schemars(with = "schema::NetworkId")]
     pub network: NetworkId,
     /// Its address.
     pub address: Ipv4Addr,
