@@ -8,6 +8,7 @@ mod member;
 mod network;
 mod problem;
 mod public;
+mod reset;
 mod routes;
 mod rows;
 mod traffic;
@@ -27,6 +28,7 @@ pub use drain::{DrainRequest, Drained};
 pub use explain::Pinged;
 pub use network::{NetworkChange, NetworkDetail, NetworkRequest};
 pub use problem::Problem;
+pub use reset::{Reset, ResetRequest};
 pub use rows::{HostRow, MemberRow, NameRow, NetworkClaims, NetworkRow, Status};
 pub use traffic::{Exchange, MemberTraffic};
 

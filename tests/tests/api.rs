@@ -146,6 +146,7 @@ fn answers_are_as_the_api_describes_itself() {
         ("DELETE", &network, Value::Null, 204),
         ("POST", &"/v1/drain".to_owned(), json!({ "draining": true }), 200),
         ("POST", &"/v1/drain".to_owned(), json!({ "draining": false }), 200),
+        ("POST", &"/v1/reset".to_owned(), json!({ "host": "a" }), 200),
     ];
     for (method, path, body, status) in changes {
         let operation = description.operation(method, path).unwrap_or_else(|| panic!("{method} {path}"));
@@ -237,6 +238,9 @@ fn bad_requests() {
         ("POST", "/v1/drain", JSON, r#"{"off":true}"#, 400, &["off", "draining"]),
         ("POST", "/v1/drain", "text/plain", "{}", 415, &["application/json"]),
         ("GET", "/v1/drain", JSON, "", 405, &[]),
+        ("POST", "/v1/reset", JSON, "", 400, &[]),
+        ("POST", "/v1/reset", JSON, "{}", 400, &["host"]),
+        ("POST", "/v1/reset", JSON, r#"{"host":"b"}"#, 409, &["this is host a"]),
         ("POST", "/v1/status", JSON, "{}", 405, &[]),
         ("DELETE", "/v1/hosts", JSON, "", 405, &[]),
         ("BREW", "/v1/status", JSON, "", 405, &[]),

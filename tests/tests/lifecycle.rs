@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::ids::{AP, AP2, PN, PN2, name};
 use tests::lab::link_names;
 use tests::wait::{patience, pause, timed};
@@ -44,6 +44,38 @@ fn forgotten(hosts: &[Host], gone: &Attached, witness: &Container) {
         let names: Vec<_> = gone.names.iter().flat_map(|name| witness.addresses(name)).collect();
         want(!names.contains(&IpAddr::from(gone.address)), names)
     });
+}
+
+#[test]
+fn a_running_agent_that_is_reset_ends_its_members_and_goes_on() {
+    let lab = Lab::new("reset-running");
+    let hosts = lab.region(&["a", "b"]);
+    let containers = [hosts[0].container("c1"), hosts[0].container("c2")];
+    let there = hosts[1].container("c3");
+    let gone =
+        ["web", "worker"].map(|process| containers[usize::from(process != "web")].join(PN, AP, process));
+    there.join(PN, AP, "web");
+    let reset = |host: &str| {
+        let body = json!({ "host": host }).to_string();
+        let answer = hosts[0].api("POST", "/v1/reset", "application/json", body.as_bytes());
+        answer.unwrap_or_else(|e| panic!("no answer: {e}"))
+    };
+    assert_eq!(reset("b").status, 409, "another host is meant");
+    gone.iter().for_each(|member| resolves(&there, member));
+
+    assert_eq!(reset("a").json(), json!({ "members": 2 }));
+    let of_b = |what: &String| what.contains("/b/") || what.starts_with("b ");
+    let left: Vec<String> = lab.left().into_iter().filter(|what| !of_b(what)).collect();
+    assert!(left.is_empty(), "answered when nothing is left: {left:?}");
+    gone.iter().for_each(|member| forgotten(&hosts, member, &there));
+    assert_eq!(reset("a").json(), json!({ "members": 0 }));
+
+    let back = containers[0].join(PN, AP, "web");
+    let _echo = containers[0].echo(PORT);
+    assert_eq!(there.ask_tcp(back.address, PORT).ok().as_deref(), Some("c1"), "the agent goes on");
+    containers[0].detach(PN).ok();
+    there.detach(PN).ok();
+    lab.assert_clean();
 }
 
 #[test]

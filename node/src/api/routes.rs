@@ -13,6 +13,7 @@ use super::explain::{doctor, explain, ping};
 use super::member::{attach, detach, member};
 use super::network::{change, create, forget, inspect};
 use super::public::{OPENMETRICS, health, metrics, page, ready};
+use super::reset::reset;
 use super::rows::{events, hosts, look_up, members, names, networks, status};
 use super::traffic::traffic;
 use crate::attach::RefusalKind::{Conflict, Denied, Failed, NotFound, Timeout, Unready};
@@ -152,6 +153,17 @@ fn of_host<K: Kernel, S: Store + Clone>() -> ApiRouter<Served<K, S>> {
                 let what = "Has this host take no new members, and names lead to those it has no more; or takes that back.";
                 bodiless_too(said("drain", what, &[Unready, Failed])(operation))
             }),
+        )
+        .api_route(
+            "/v1/reset",
+            post_with(
+                reset::<K, S>,
+                said(
+                    "reset",
+                    "Detaches all of this host's members: answered when nothing of them is left. The agent goes on.",
+                    &[Conflict, Unready, Timeout, Failed],
+                ),
+            ),
         )
 }
 

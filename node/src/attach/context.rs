@@ -18,6 +18,8 @@ use crate::store::{Entry, Store};
 
 /// How long the whole call may take, the wait for other hosts excluded.
 pub(super) const ATTACH_BOUND: Duration = Duration::from_secs(15);
+/// How long the kernel may take to be rid of all members.
+const END_ALL_BOUND: Duration = Duration::from_secs(60);
 /// How long an attach waits for the other hosts when the caller does not say.
 pub(super) const APPLIED_WAIT_DEFAULT: Duration = Duration::from_millis(250);
 
@@ -88,10 +90,28 @@ impl<K: Kernel, S: Store> Context<K, S> {
 
     /// Detaches: returns when the end is on disk, published, and out of DNS. The kernel follows at once, and a failure
     /// there is tried again; an attach into the same container waits for it.
-    pub async fn detach(self, mut entry: Entry) -> Result<(), Refusal> {
+    pub async fn detach(self, entry: Entry) -> Result<(), Refusal> {
+        self.end(entry).await.map(|_| ())
+    }
+
+    /// Detaches all of these; returns when the kernel is rid of them.
+    pub async fn end_all(self, entries: Vec<Entry>) -> Result<(), Refusal> {
+        let members: Vec<MemberId> = entries.iter().map(|entry| entry.member.clone()).collect();
+        let ended = futures::future::join_all(entries.into_iter().map(|entry| self.end(entry))).await;
+        let revisions = ended.into_iter().collect::<Result<Vec<u64>, Refusal>>()?;
+        let Some(last) = revisions.into_iter().max() else { return Ok(()) };
+        let built = self.built(last, Instant::now() + END_ALL_BOUND).await?;
+        members
+            .iter()
+            .find_map(|member| built.failed.get(member))
+            .map_or(Ok(()), |failed| Err(failed.clone()))
+    }
+
+    /// The end of a member is on disk and published; the kernel has followed when it has this revision.
+    async fn end(&self, mut entry: Entry) -> Result<u64, Refusal> {
         entry.state = MemberState::Released;
         self.store.put(&entry).await.map_err(|e| unwritten(&e))?;
-        self.step(|reply| Step::Release(entry.member.clone(), reply)).await.map(|_| ())
+        self.step(|reply| Step::Release(entry.member.clone(), reply)).await
     }
 
     /// Step 1: the namespace, and that nothing in it is in the way.

@@ -22,7 +22,8 @@ use crate::store::{self, DirStore, Store as _, Stored};
     long_about = "Remove everything the agent has made on this host: interfaces, routes, rules and sockets in \
                   containers, its own namespaces, its members, and the engine with all it holds.\n\nThe agent must \
                   not run. The region learns of it when the agent starts again; until then, for 24 hours, the \
-                  members' addresses rest. To leave properly, detach the members first."
+                  members' addresses rest. To leave properly, detach the members first, one by one or \
+                  all at once by `POST /v1/reset` of the API."
 )]
 pub struct Args {
     #[command(flatten)]
