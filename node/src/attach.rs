@@ -49,8 +49,7 @@ pub struct Request {
     #[serde(default)]
     #[schemars(with = "Vec<schema::Port>")]
     pub ports: Vec<Port>,
-    /// Whether other names are passed on for the network's containers, all of them and from now on; as it is when
-    /// not given.
+    /// Whether other names are passed on for all of the network's containers from now on; as it is when not given.
     #[serde(default)]
     pub forward: Option<bool>,
     /// The container's namespace.
