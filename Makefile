@@ -57,7 +57,7 @@ sim: ## the same node on a simulated region: make sim SEEDS=1..200
 	$(CARGO) build --workspace --bins
 	target/debug/simulation $(if $(HOSTS),--hosts $(HOSTS)) --seeds $(or $(SEEDS),1..200)
 
-bench: ## measure against the targets: make bench ONLY=agent,attach,convergence,datapath,dns,runtimes [HOSTS=1000] [ROUNDS=5]
+bench: ## measure against the targets: make bench ONLY=agent,attach,convergence,datapath,dns,runtimes,simulation [HOSTS=1000] [ROUNDS=5]
 	@.ci/deps bench
 	$(CARGO) build --release -p node -p tests -p simulation --bin warren --bin warren-bench --bin simulation
 	target/release/warren-bench $(ONLY)

@@ -33,9 +33,9 @@ mod uapi;
 mod vnet;
 mod wires;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,7 +55,7 @@ pub use self::remote::{Facts, Remote};
 use self::shard::Shard;
 use self::tunnels::Tunnels;
 pub use self::uapi::DIRECTORY as UAPI_DIRECTORY;
-use crate::state::{Key, PrivateKey};
+use crate::state::{Addresses, Key, PrivateKey};
 
 /// One WireGuard interface: its descriptors and its own identity.
 #[derive(Debug, Clone)]
@@ -91,7 +91,7 @@ pub struct PeerState {
     /// Where its messages go: always what `set_peer` said last.
     pub endpoint: SocketAddrV4,
     /// Its addresses: the only inner sources taken from it and destinations sent to it.
-    pub allowed: BTreeSet<IpAddr>,
+    pub allowed: Addresses,
     /// Time since the last completed handshake.
     pub last_handshake: Option<Duration>,
     /// Bytes of authenticated messages received, WireGuard's headers included.

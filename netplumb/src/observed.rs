@@ -15,7 +15,7 @@ pub use peers::Peers;
 
 use crate::netlink::nft::Rules;
 use crate::plan::{FabricChange, InsideChange, MemberChange, Op};
-use crate::state::{Mac, Peer, Vtep};
+use crate::state::{Addresses, Mac, Peer, Vtep};
 
 /// What stands of everything that is ours, by network.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -188,7 +188,7 @@ pub struct ObservedPeer {
     /// Where its messages go; None for a peer somebody added without.
     pub endpoint: Option<SocketAddrV4>,
     /// AllowedIPs, each a single address; anything wider shows as its network address too.
-    pub allowed: BTreeSet<IpAddr>,
+    pub allowed: Addresses,
 }
 
 impl From<&Peer> for ObservedPeer {

@@ -1,5 +1,7 @@
 //! The kernel state of private networks as values: what should be and what is.
 
+mod addresses;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
@@ -12,6 +14,8 @@ use base64::engine::general_purpose::STANDARD;
 use blake2::{Blake2s256, Digest};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
+
+pub use addresses::Addresses;
 
 /// Bytes that VXLAN adds to an inner packet over an IPv4 underlay: inner Ethernet 14, VXLAN 8, UDP 8,
 /// IPv4 20 (RFC 7348 §5).
@@ -154,7 +158,7 @@ pub struct Peer {
     /// Its MAC: a permanent neighbour row endpoint → MAC in the binding namespace.
     pub mac: Mac,
     /// Exactly its addresses.
-    pub allowed: BTreeSet<IpAddr>,
+    pub allowed: Addresses,
     /// The peer is built and may have tried to reach members here before they knew it: send the first packet, once,
     /// when it is added to an interface that stands or when this is new of it. It is no state: nothing that is observed
     /// is compared with it.

@@ -5,15 +5,14 @@
 //! [`Reply::All`]. Descriptors travel with their frame. Within a version no variant or field is moved, removed or
 //! added.
 
-use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::{EngineError, InterfaceState};
-use crate::state::{Key, PrivateKey};
+use crate::state::{Addresses, Key, PrivateKey};
 
 /// What an engine of this build speaks.
 ///
@@ -60,7 +59,7 @@ pub struct PeerConfig {
     /// Where its messages go; address or port zero means nowhere.
     pub endpoint: SocketAddrV4,
     /// Its addresses: the only inner sources taken from it and destinations sent to it.
-    pub allowed: BTreeSet<IpAddr>,
+    pub allowed: Addresses,
     /// Send an initiation at once, unless there is a session.
     pub greet: bool,
 }

@@ -1,6 +1,6 @@
 //! Interfaces that talk through memory: no descriptors, no waiting, the time is a value.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::segments::{PADDING, Segments};
 use super::tunnels::{BUFFER, Outlet, Tunnels, Turn};
 use super::vnet::Header;
 use super::{Counters, PeerConfig};
-use crate::state::{Key, PrivateKey};
+use crate::state::{Addresses, Key, PrivateKey};
 
 const INITIATION: u8 = 1;
 const COOKIE: u8 = 3;
@@ -264,11 +264,11 @@ fn an_address_belongs_to_the_peer_that_got_it_last() {
     let (mut a, b) = pair();
     let other = Host::new(3);
     a.knows(&other, 2, false);
-    let peers: BTreeMap<Key, BTreeSet<IpAddr>> =
+    let peers: BTreeMap<Key, Addresses> =
         a.tunnels.state(a.now).peers.into_iter().map(|(key, peer)| (key, peer.allowed)).collect();
     assert_eq!(
         peers,
-        BTreeMap::from([(b.key(), BTreeSet::new()), (other.key(), [address(2).into()].into())])
+        BTreeMap::from([(b.key(), Addresses::default()), (other.key(), [address(2).into()].into())])
     );
 }
 

@@ -21,7 +21,7 @@ impl Peers {
         self.remove(&key);
         for address in &peer.allowed {
             let owner = self.owners.insert(*address, key).and_then(|owner| self.by_key.get_mut(&owner));
-            owner.into_iter().for_each(|owner| _ = owner.allowed.remove(address));
+            owner.into_iter().for_each(|owner| owner.allowed.remove(address));
         }
         self.by_key.insert(key, peer);
     }

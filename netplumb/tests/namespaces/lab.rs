@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use netplumb::engine::{Process, Remote};
 use netplumb::state::{
-    Desired, Fabric, Guard, Key, Mac, Member, NetnsRef, Network, Ours, Peer, PrivateKey, Trace, Vtep,
-    fabric_mtu, wg_mtu,
+    Addresses, Desired, Fabric, Guard, Key, Mac, Member, NetnsRef, Network, Ours, Peer, PrivateKey, Trace,
+    Vtep, fabric_mtu, wg_mtu,
 };
 use netplumb::{Backend, NetlinkKernel, netns};
 
@@ -189,7 +189,7 @@ impl Identity {
         Peer {
             endpoint: SocketAddrV4::new(self.address, 51820),
             mac: self.mac(),
-            allowed: BTreeSet::from([IpAddr::V4(self.address), IpAddr::V6(self.address6())]),
+            allowed: Addresses::from([IpAddr::V4(self.address), IpAddr::V6(self.address6())]),
             greet: true,
         }
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::datapath::{HOSTS, World, assert_clean, assert_settled, build_members};
 use crate::lab::{Host, Identity, NETWORK, Space, desired, network, ours};
 use netplumb::plan::{InsideChange, Op, Prune, Site};
-use netplumb::state::{Desired, Key, Mac, Peer};
+use netplumb::state::{Addresses, Desired, Key, Mac, Peer};
 use netplumb::{Backend, Error, Kernel, Reconciler};
 use tokio::time::Instant;
 
@@ -29,7 +29,7 @@ fn peer(number: u16) -> (Key, Peer) {
     let peer = Peer {
         endpoint: SocketAddrV4::new(address, 51820),
         mac: Mac::of_key(&key),
-        allowed: BTreeSet::from([address.into(), address6]),
+        allowed: Addresses::from([address.into(), address6]),
         greet: true,
     };
     (key, peer)

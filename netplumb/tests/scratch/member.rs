@@ -1,12 +1,11 @@
 //! Members of a network, served by an engine in this process.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 
 use boringtun::x25519::{PublicKey, StaticSecret};
 use netplumb::engine::{Engine, Framing, Interface, InterfaceState, PeerConfig, open_tun, open_udp};
-use netplumb::state::{Key, PrivateKey};
+use netplumb::state::{Addresses, Key, PrivateKey};
 
 use crate::scratch::Netns;
 use crate::veth::join;
@@ -39,7 +38,7 @@ impl Member {
         Ipv4Addr::new(10, 240, 0, self.number)
     }
 
-    pub fn allowed(&self) -> BTreeSet<IpAddr> {
+    pub fn allowed(&self) -> Addresses {
         [IpAddr::V4(self.address()), format!("fd00:0:0:1::{}", self.number).parse().unwrap()].into()
     }
 

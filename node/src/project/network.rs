@@ -8,7 +8,7 @@ use gossip::id::NetworkId;
 use gossip::record::{MemberRecord, MemberState};
 use gossip::view::Host;
 use ipnet::Ipv4Net;
-use netplumb::state::{Fabric, Key, Mac, Member, Network, Peer, Vtep};
+use netplumb::state::{Addresses, Fabric, Key, Mac, Member, Network, Peer, Vtep};
 
 use super::{Here, WIREGUARD_PORT, record, same_family, ula};
 use crate::claims::{Claimant, Ledger, MemberKey};
@@ -205,6 +205,6 @@ fn own_member(entry: &Entry, subnet: Ipv4Net, here: &Here, mtu: u32) -> Member {
     }
 }
 
-fn addresses(record: &MemberRecord) -> BTreeSet<IpAddr> {
+fn addresses(record: &MemberRecord) -> Addresses {
     [Some(IpAddr::V4(record.address)), record.address6.map(IpAddr::V6)].into_iter().flatten().collect()
 }

@@ -22,7 +22,7 @@ use crate::netlink::socket::Rtnl;
 use crate::netns;
 use crate::observed::ObservedPeer;
 use crate::plan::{Link, Site};
-use crate::state::{Key, Peer, PrivateKey};
+use crate::state::{Addresses, Key, Peer, PrivateKey};
 
 /// Seconds of a keepalive that is switched off at once: setting one makes the kernel send.
 const GREETING_S: u16 = 25;
@@ -155,7 +155,7 @@ fn full(key: &Key, peer: &Peer) -> PeerConfigBuilder {
 fn merge(parts: &[PeerInfo]) -> BTreeMap<Key, ObservedPeer> {
     let mut peers: BTreeMap<Key, ObservedPeer> = BTreeMap::new();
     for part in parts {
-        let fresh = ObservedPeer { endpoint: None, allowed: BTreeSet::new() };
+        let fresh = ObservedPeer { endpoint: None, allowed: Addresses::default() };
         let peer = peers.entry(Key(part.config.public_key.0)).or_insert(fresh);
         if let Some(SocketAddr::V4(endpoint)) = part.config.endpoint {
             peer.endpoint = Some(endpoint);

@@ -1,74 +1,104 @@
-//! An agent is killed again and again under traffic and lookups of its containers: what they notice. What an idle one
-//! costs in a large region is not measured here yet.
+//! What an agent costs that has much to know and nothing to do, and what it costs others that one is killed.
+
+mod crowd;
+mod kills;
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::path::Path;
 
-use tests::dns::{Answer, Poll};
-use tests::ids::{AP, PN};
-use tests::pulse::Pulse;
 use tests::wait::{eventually, pause, seconds, want};
-use tests::{Host, Lab, lab};
+use tests::{Container, Host, Lab};
 
+use self::crowd::{Crowd, Size};
+use crate::cost::{cpu_s, resident_mb};
 use crate::report::Row;
 
-const KILLS: usize = 10;
-const PORT: u16 = 3000;
+/// 100 hosts of 50 members, in networks of 1,000, nearly as many as there may be.
+const REGION: Size = Size { hosts: 100, members: 10, networks: 5 };
+/// As long as a round of audits takes: everything that comes again is in it.
+const WATCHED_S: u64 = 30;
+/// After the last attach peers are greeted for 10 s, and the first round of audits ends.
+const SETTLED_S: u64 = 40;
+const TARGET_MB: f64 = 60.0;
+const TARGET_CPU: f64 = 1.0;
+/// What all audits of a round may work, in seconds: 50 members with 1,022 peers.
+const TARGET_AUDIT_S: f64 = 1.0;
+/// Gossip that is sent in a second at 100 hosts.
+const TARGET_GOSSIP_KB: f64 = 40.0;
 
-/// Kills the agent of a host whose containers talk to another host's, and ask for names 50 times a second.
-pub fn measure() -> io::Result<Vec<Row>> {
-    let lab = Lab::new("kills");
-    let hosts = [lab.host("a"), lab.host("b")];
-    for host in &hosts {
-        host.set("gossip.interval_ms", "500");
-    }
-    lab::start(&hosts);
-    let members = hosts.each_ref().map(|host| {
-        let container = host.bare_container(&format!("c-{}", host.name()));
-        let attached = container.join(PN, AP, "web");
-        (container, attached)
-    });
-    let [(here, own), (there, other)] = &members;
-    let _echo = there.echo(PORT);
-    for (container, name) in [(here, &other.names[0]), (there, &own.names[0])] {
-        eventually(seconds(10), "they find each other", || want(!container.addresses(name).is_empty(), name));
-    }
-    let pulse = Pulse::start(here.netns(), SocketAddr::new(other.address.into(), PORT));
-    let polls = [Poll::dense(here.netns(), &other.names[0]), Poll::dense(there.netns(), &own.names[0])];
-    let mut written = 0.0;
-    for kill in 0..KILLS {
-        eprint!("\rthe agent is killed: {} of {KILLS}  ", kill + 1);
-        hosts[0].kill_agent();
-        // Many starts within a minute would delay its join.
-        let _ = fs::remove_file(hosts[0].dir().join("state/starts"));
-        hosts[0].start_agent();
-        hosts[0].wait_ready();
-        pause(seconds(2));
-        written += ops(&hosts[0]);
-    }
+pub use self::kills::measure as kills;
+
+/// The agent of one host of a large region, idle; `state` is on a real disk.
+pub fn idle(state: &Path) -> io::Result<Vec<Row>> {
+    fs::create_dir_all(state)?;
+    let lab = Lab::new("agent");
+    let host = lab.host("a");
+    host.set("state_dir", &state.display().to_string()).set("gossip.interval_ms", "500");
+    let place = lab.host("crowd");
+    let crowd = Crowd::join(&lab, &place, REGION)?;
+    host.start_agent();
+    host.wait_ready();
+    host.wait_hosts(REGION.hosts);
+    let alone = resident_mb(host.agent_pid() as i32)?;
+    let containers = attach_all(&host);
+    knows_all(&host);
+    pause(seconds(SETTLED_S));
+    let rows = watch(&host, alone)?;
+    drop((crowd, containers));
+    Ok(rows)
+}
+
+/// As many members as every other host has.
+fn attach_all(host: &Host) -> Vec<Container> {
+    let many = (0..REGION.networks).flat_map(|network| (0..REGION.members).map(move |n| (network, n)));
+    let attach = |(network, n): (usize, usize)| {
+        eprint!("\rattach {} of {}  ", network * REGION.members + n + 1, REGION.networks * REGION.members);
+        let container = host.bare_container(&format!("c-{network}-{n}"));
+        container.attach(&crowd::network(network), &crowd::app(network), &["--wait", "0"]).ok();
+        container
+    };
+    let containers = many.map(attach).collect();
     eprintln!();
-    let beat = pulse.stop();
-    let lookups: Vec<_> = polls.into_iter().flat_map(Poll::stop).collect();
-    let failed = lookups.iter().filter(|lookup| !is_found(lookup)).count();
-    let of = |what: &str, all: usize| format!("an agent killed {KILLS} times: {what} of {all}");
-    let count = |metric: String, value: f64| Row::figure(metric, "", value).at_most(0.0);
-    Ok(vec![
-        count(of("datagrams lost", beat.sent), beat.lost as f64),
-        count(of("lookups without an answer", lookups.len()), failed as f64),
-        count(format!("an agent killed {KILLS} times: writes to the kernel"), written),
-        Row::told(
-            format!("an agent killed {KILLS} times: longest time between two echoes"),
-            beat.gap.as_secs_f64() * 1e3,
-        ),
-    ])
+    containers
 }
 
-/// What the agent has written into its kernel since its start.
-fn ops(host: &Host) -> f64 {
-    host.metric("warren_reconcile_ops_total", &["outcome=\"done\""])
+/// It has every member of the region, and the kernel all that follows.
+fn knows_all(host: &Host) {
+    let all = REGION.hosts * REGION.members * REGION.networks;
+    eventually(seconds(30), "all members are known", || {
+        let held = host.metric("warren_claims", &["kind=\"address\"", "state=\"held\""]);
+        want(held == all as f64, held)
+    });
 }
 
-fn is_found(lookup: &Result<Answer, String>) -> bool {
-    lookup.as_ref().is_ok_and(|answer| !answer.addresses.is_empty())
+fn watch(host: &Host, alone: f64) -> io::Result<Vec<Row>> {
+    let what = format!("agent, {} hosts × {} members, idle", REGION.hosts, REGION.members * REGION.networks);
+    let agent = host.agent_pid() as i32;
+    let engine = host.engine_pid();
+    let sent = || host.metric("warren_gossip_bytes_total", &["direction=\"out\""]);
+    let engine_s = || engine.map_or(Ok(0.0), cpu_s);
+    let (sent_before, engine_before, before) = (sent(), engine_s()?, cpu_s(agent)?);
+    pause(seconds(WATCHED_S));
+    let spent = cpu_s(agent)? - before;
+    let (engine_spent, sent) = (engine_s()? - engine_before, sent() - sent_before);
+    let watched = WATCHED_S as f64;
+    let peers = REGION.hosts * REGION.members - 1;
+    let mut rows = vec![
+        Row::figure(format!("{what}: memory"), "MB", resident_mb(agent)?).at_most(TARGET_MB),
+        Row::figure(format!("{what}: CPU"), "%", spent / watched * 100.0).at_most(TARGET_CPU),
+        Row::figure(
+            format!("all work in {WATCHED_S} s, with an audit of 50 members × {peers} peers"),
+            "s",
+            spent,
+        )
+        .at_most(TARGET_AUDIT_S),
+        Row::figure(format!("{what}: gossip sent"), "kB/s", sent / watched / 1e3).at_most(TARGET_GOSSIP_KB),
+        Row::figure("its memory before it had members of its own", "MB", alone),
+    ];
+    if let Some(engine) = engine {
+        rows.push(Row::figure("its engine: memory", "MB", resident_mb(engine)?));
+        rows.push(Row::figure("its engine: CPU", "%", engine_spent / watched * 100.0));
+    }
+    Ok(rows)
 }

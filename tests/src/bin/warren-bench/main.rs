@@ -10,11 +10,13 @@
 mod agent;
 mod attach;
 mod convergence;
+mod cost;
 mod datapath;
 mod dns;
 mod floor;
 mod report;
 mod runtimes;
+mod simulation;
 
 use std::env;
 use std::fs;
@@ -25,12 +27,18 @@ use std::process::ExitCode;
 use report::Row;
 use tests::stage;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Set for the bench inside its own namespaces: its directory on a real disk.
 const INSIDE: &str = "WARREN_BENCH_DIR";
-/// Benches of the contract that are not written yet.
-const LATER: [&str; 1] = ["simulation"];
 /// Benches there are.
-const BENCHES: [&str; 6] = ["agent", "attach", "convergence", "datapath", "dns", "runtimes"];
+const BENCHES: [&str; 7] = ["agent", "attach", "convergence", "datapath", "dns", "runtimes", "simulation"];
+/// Those of the simulation, which need no namespaces.
+const SIMULATED: [(&str, Measure); 2] =
+    [("convergence", convergence::measure), ("simulation", simulation::measure)];
+
+type Measure = fn() -> io::Result<Vec<Row>>;
 
 fn main() -> ExitCode {
     if let [_, what, name, port] = &env::args().collect::<Vec<_>>()[..]
@@ -41,22 +49,17 @@ fn main() -> ExitCode {
     let asked: Vec<String> =
         env::args().skip(1).flat_map(|a| a.split(',').map(str::to_owned).collect::<Vec<_>>()).collect();
     if let Some(name) = asked.iter().find(|name| !BENCHES.contains(&name.as_str())) {
-        let there = BENCHES.join(", ");
-        match LATER.contains(&name.as_str()) {
-            true => eprintln!("the bench `{name}` comes with later work; today there are {there}"),
-            false => eprintln!("`{name}` is no bench; today there are {there}"),
-        }
+        eprintln!("`{name}` is no bench; there are {}", BENCHES.join(", "));
         return ExitCode::from(2);
     }
     let wanted = |name: &str| asked.is_empty() || asked.iter().any(|asked| asked == name);
     if let Some(dir) = env::var_os(INSIDE) {
         return inside(Path::new(&dir), wanted);
     }
-    if wanted("convergence") {
+    for (name, measure) in SIMULATED.into_iter().filter(|(name, _)| wanted(name)) {
         let own = env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
-        let told = convergence::measure().and_then(|rows| tell(&target_dir(&own), "convergence", &rows));
-        if let Err(error) = told {
-            eprintln!("convergence was not measured: {error}");
+        if let Err(error) = measure().and_then(|rows| tell(&target_dir(&own), name, &rows)) {
+            eprintln!("{name}: not measured: {error}");
             return ExitCode::FAILURE;
         }
     }
@@ -117,7 +120,8 @@ fn inside(dir: &Path, wanted: impl Fn(&str) -> bool) -> ExitCode {
     let target = target_dir(dir);
     let agent = || {
         report::machine(dir);
-        agent::measure().and_then(|rows| tell(&target, "agent", &rows))
+        tell(&target, "agent", &agent::idle(&dir.join("agent"))?)?;
+        agent::kills().and_then(|rows| tell(&target, "agent", &rows))
     };
     let attach = || {
         report::machine(dir);

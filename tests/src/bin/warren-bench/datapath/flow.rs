@@ -1,6 +1,5 @@
 //! What passes along a way: a stream by iperf3, small datagrams, pings.
 
-use std::fs;
 use std::io;
 use std::net::{IpAddr, UdpSocket};
 use std::process::Stdio;
@@ -12,12 +11,10 @@ use tests::process;
 use tests::wait::{clock, pause};
 
 use super::Way;
+use crate::cost;
 
 /// After so much silence nothing more is on its way.
 const QUIET: Duration = Duration::from_millis(500);
-
-/// Clock ticks a second of proc(5), the same on all machines of today.
-const TICKS: f64 = 100.0;
 
 /// What passed in one round.
 #[derive(Debug, Clone, Copy)]
@@ -77,15 +74,7 @@ pub fn datagrams(way: &Way, time: Duration, bytes: usize) -> io::Result<f64> {
 }
 
 fn cpu_s(way: &Way) -> io::Result<f64> {
-    way.processes.iter().map(|pid| process_cpu_s(*pid)).sum()
-}
-
-/// User and system time of a process so far (proc(5), /proc/pid/stat).
-pub fn process_cpu_s(pid: i32) -> io::Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-    let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok());
-    Ok(ticks.sum::<f64>() / TICKS)
+    way.processes.iter().map(|pid| cost::cpu_s(*pid)).sum()
 }
 
 /// The mean round trip.
