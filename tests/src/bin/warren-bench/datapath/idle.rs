@@ -1,6 +1,5 @@
 //! What an engine costs that has much to know and nothing to do.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
@@ -10,11 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use netplumb::engine::{Framing, Interface, PeerConfig, Remote, open_tun, open_udp};
-use netplumb::state::{Key, PrivateKey};
+use netplumb::state::{Addresses, Key, PrivateKey};
 use tests::process;
 use tests::wait::{eventually, pause, seconds, want};
 
-use super::flow::process_cpu_s;
+use crate::cost::{cpu_s, resident_mb};
 use crate::report::Row;
 
 const INTERFACES: usize = 50;
@@ -87,7 +86,7 @@ fn add(engine: &Remote, n: usize) -> io::Result<u16> {
 }
 
 fn config(key: Key, endpoint: SocketAddrV4, address: Ipv4Addr, greet: bool) -> PeerConfig {
-    PeerConfig { key, endpoint, allowed: BTreeSet::from([IpAddr::V4(address)]), greet }
+    PeerConfig { key, endpoint, allowed: Addresses::from([IpAddr::V4(address)]), greet }
 }
 
 /// Makes some interfaces peers of each other, and waits for their sessions.
@@ -118,22 +117,13 @@ fn wake(engine: &Remote, ports: &[u16]) -> io::Result<()> {
 fn look(engine: &Remote, what: &str, bound: bool) -> io::Result<Vec<Row>> {
     let Some((pid, _)) = engine.facts().process else { return Err(io::Error::other("no engine")) };
     let pid = pid as i32;
-    let before = process_cpu_s(pid)?;
+    let before = cpu_s(pid)?;
     pause(WATCHED);
-    let percent = (process_cpu_s(pid)? - before) / WATCHED.as_secs_f64() * 100.0;
+    let percent = (cpu_s(pid)? - before) / WATCHED.as_secs_f64() * 100.0;
     let memory = Row::figure(format!("engine, {what}: memory"), "MB", resident_mb(pid)?);
     let cpu = Row::figure(format!("engine, {what}: CPU"), "%", percent);
     Ok(match bound {
         true => vec![memory.at_most(TARGET_MB), cpu.at_most(TARGET_CPU)],
         false => vec![memory, cpu],
     })
-}
-
-/// VmRSS (proc(5), /proc/pid/status).
-fn resident_mb(pid: i32) -> io::Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let kb = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<f64>().ok());
-    kb.map(|kb| kb / 1024.0).ok_or_else(|| io::Error::other("no VmRSS"))
 }
