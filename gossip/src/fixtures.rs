@@ -10,17 +10,8 @@ pub(crate) const APP: &str = "ap-0f2bd1c4-5a4e-4a43-9d7e-6f6a3b2c1d0e";
 
 /// The `host` record of a host.
 pub(crate) fn host(name: &str) -> Record {
-    Record::Host(HostRecord {
-        name: name.parse().unwrap(),
-        counter: 1,
-        vtep: Ipv4Addr::new(192, 0, 2, 1).into(),
-        port: 4789,
-        mtu: 1500,
-        speaks: 1,
-        away: None,
-        draining: false,
-        unknown: Default::default(),
-    })
+    let host = HostRecord::new(name.parse().unwrap(), "192.0.2.1:4789".parse().unwrap(), 1500);
+    Record::Host(HostRecord { counter: 1, ..host })
 }
 
 /// A member told apart by its number.

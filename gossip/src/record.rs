@@ -9,7 +9,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use base64::Engine as _;
@@ -164,6 +164,23 @@ pub struct MemberRecord {
     /// Fields of newer versions.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
+}
+
+impl HostRecord {
+    /// A host of today's version with nothing more to say: neither away nor draining, at counter 0.
+    pub fn new(name: HostId, vtep: SocketAddr, mtu: u32) -> HostRecord {
+        HostRecord {
+            name,
+            counter: 0,
+            vtep: vtep.ip(),
+            port: vtep.port(),
+            mtu,
+            speaks: FORMAT,
+            away: None,
+            draining: false,
+            unknown: BTreeMap::new(),
+        }
+    }
 }
 
 impl MemberRecord {

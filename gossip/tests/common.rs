@@ -96,17 +96,8 @@ pub fn host_id(name: &str) -> HostId {
 }
 
 pub fn host_record(name: &str) -> Record {
-    Record::Host(HostRecord {
-        name: host_id(name),
-        counter: 1,
-        vtep: Ipv4Addr::LOCALHOST.into(),
-        port: 4789,
-        mtu: 1500,
-        speaks: 1,
-        away: None,
-        draining: false,
-        unknown: Default::default(),
-    })
+    let vtep = (Ipv4Addr::LOCALHOST, 4789).into();
+    Record::Host(HostRecord { counter: 1, ..HostRecord::new(host_id(name), vtep, 1500) })
 }
 
 /// A member told apart by its number.

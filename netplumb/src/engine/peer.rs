@@ -11,7 +11,7 @@ use boringtun::x25519::{PublicKey, StaticSecret};
 use tokio::time::Instant;
 
 use super::tunnels::{Outlet, Turn};
-use crate::state::Key;
+use crate::state::{Addresses, Key};
 
 /// After a first initiation without an answer the next ones follow at 0.1, 0.3 and 1 s: the other side
 /// may have learned of us only just now. Then [`INITIATION_INTERVAL`] holds for who has something to send, and
@@ -31,8 +31,7 @@ const DATA: u8 = 4;
 pub(super) struct Peer {
     pub(super) key: Key,
     pub(super) endpoint: SocketAddrV4,
-    /// Sorted, without duplicates.
-    pub(super) allowed: Box<[IpAddr]>,
+    pub(super) allowed: Addresses,
     pub(super) received: u64,
     pub(super) sent: u64,
     pub(super) last_handshake: Option<Instant>,
@@ -79,7 +78,7 @@ impl Peer {
         Peer {
             key,
             endpoint,
-            allowed: Box::default(),
+            allowed: Addresses::default(),
             received: 0,
             sent: 0,
             last_handshake: None,

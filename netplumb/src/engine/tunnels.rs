@@ -141,12 +141,12 @@ impl Tunnels {
             if let Some(loser) = self.addresses.insert(*address, slot)
                 && let Some(peer) = self.peers[loser as usize].as_mut()
             {
-                peer.allowed = peer.allowed.iter().copied().filter(|a| a != address).collect();
+                peer.allowed.remove(address);
             }
         }
         self.with(slot, turn, |peer, identity, index, turn| {
             peer.endpoint = endpoint;
-            peer.allowed = allowed.iter().copied().collect();
+            peer.allowed = allowed.clone();
             if greet {
                 peer.greet(identity, index, turn);
             }
@@ -170,7 +170,7 @@ impl Tunnels {
         let peers = self.peers.iter().flatten().map(|peer| {
             let state = PeerState {
                 endpoint: peer.endpoint,
-                allowed: peer.allowed.iter().copied().collect(),
+                allowed: peer.allowed.clone(),
                 last_handshake: peer.last_handshake.map(|at| now.duration_since(at)),
                 received: peer.received,
                 sent: peer.sent,

@@ -488,27 +488,26 @@ fn a_peer_that_is_there_is_greeted_when_that_is_new() {
     block_on(async {
         let kernel = kernel();
         let mut reconciler = Reconciler::new(kernel.clone());
-        for (round, there, greet, looked_at, told) in [
-            ("joining before anybody heard of it here", true, false, false, Some(false)),
-            ("ready", true, true, false, Some(true)),
-            ("the same", true, true, false, None),
-            ("audited", true, true, true, None),
-            ("grown up", true, false, false, None),
-            ("gone", false, false, false, None),
-            ("ready when it is first heard of", true, true, false, Some(true)),
-            ("both gone", false, false, false, None),
-            ("ready when the member here is built", true, true, false, Some(false)),
-            ("as it was", true, true, true, None),
+        // Whether the peer is to be greeted; none where there is no peer, or no network either.
+        for (round, peer, looked_at, told) in [
+            ("joining before anybody heard of it here", Some(Some(false)), false, Some(false)),
+            ("ready", Some(Some(true)), false, Some(true)),
+            ("the same", Some(Some(true)), false, None),
+            ("audited", Some(Some(true)), true, None),
+            ("grown up", Some(Some(false)), false, None),
+            ("gone", Some(None), false, None),
+            ("ready when it is first heard of", Some(Some(true)), false, Some(true)),
+            ("both gone", None, false, None),
+            ("ready when the member here is built", Some(Some(true)), false, Some(false)),
+            ("as it was", Some(Some(true)), true, None),
         ] {
-            let mut network = pair();
-            network.peers.values_mut().for_each(|peer| peer.greet = greet);
-            if !there {
-                network.peers.clear();
-            }
-            let mut desired = alone(network);
-            if round == "both gone" {
-                desired.networks.clear();
-            }
+            let with = |greet: Option<bool>| {
+                let mut network = pair();
+                network.peers.retain(|_, _| greet.is_some());
+                network.peers.values_mut().for_each(|peer| peer.greet = greet == Some(true));
+                alone(network)
+            };
+            let desired = peer.map_or_else(Desired::default, with);
             let report = if looked_at {
                 reconciler.audit(&desired, &ours(), Prune::All).await
             } else {

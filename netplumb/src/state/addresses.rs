@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// Addresses, each once and in order. Whoever has a thousand peers for each of fifty members has fifty thousand of
 /// these: they take no more room than they need.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<IpAddr>")]
 pub struct Addresses(Box<[IpAddr]>);
 

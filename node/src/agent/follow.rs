@@ -1,6 +1,7 @@
 //! Everything that follows from the view and the journal: own records, the kernel, names.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -172,16 +173,11 @@ impl<K: Kernel, S: Store + Clone> Agent<K, S> {
     }
 
     fn host_record(&self) -> HostRecord {
+        let vtep = SocketAddr::new(self.here.vtep.address, self.here.vtep.port);
         HostRecord {
-            name: self.here.host.clone(),
             counter: self.ledger.counter_max,
-            vtep: self.here.vtep.address,
-            port: self.here.vtep.port,
-            mtu: self.here.underlay_mtu,
-            speaks: gossip::record::FORMAT,
-            away: None,
             draining: self.journal.draining(),
-            unknown: BTreeMap::new(),
+            ..HostRecord::new(self.here.host.clone(), vtep, self.here.underlay_mtu)
         }
     }
 

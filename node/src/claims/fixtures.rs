@@ -72,17 +72,7 @@ impl Region {
 
     pub fn host(&mut self, name: &str) -> &mut Host {
         self.view.hosts.entry(host(name)).or_insert_with(|| {
-            let host = HostRecord {
-                name: name.parse().unwrap(),
-                counter: 0,
-                vtep: "192.0.2.1".parse().unwrap(),
-                port: 4789,
-                mtu: 1500,
-                speaks: 1,
-                away: None,
-                draining: false,
-                unknown: BTreeMap::new(),
-            };
+            let host = HostRecord::new(name.parse().unwrap(), "192.0.2.1:4789".parse().unwrap(), 1500);
             let records = HostRecords { host, networks: BTreeMap::new(), members: BTreeMap::new() };
             Host {
                 generation: 1,

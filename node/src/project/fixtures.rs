@@ -1,7 +1,7 @@
 //! A network's members as this crate's tables need them.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use gossip::View;
@@ -56,19 +56,10 @@ pub fn entry(last: u8, state: MemberState) -> Entry {
 pub fn view(hosts: &[(&str, Standing, &[Entry])]) -> View {
     let mut view = View::default();
     for (i, (name, standing, entries)) in hosts.iter().enumerate() {
-        let vtep = IpAddr::V4(Ipv4Addr::new(192, 0, 2, i as u8 + 1));
+        let vtep = SocketAddr::from(([192, 0, 2, i as u8 + 1], 4789));
+        let mtu = if *name == "c" { 1400 } else { 1500 };
         let records = HostRecords {
-            host: HostRecord {
-                name: name.parse().unwrap(),
-                counter: 0,
-                vtep,
-                port: 4789,
-                mtu: if *name == "c" { 1400 } else { 1500 },
-                speaks: 1,
-                away: None,
-                draining: false,
-                unknown: BTreeMap::new(),
-            },
+            host: HostRecord::new(name.parse().unwrap(), vtep, mtu),
             networks: BTreeMap::from([(pn(), claim())]),
             members: entries.iter().map(|e| ((e.network, e.member.clone()), record(e))).collect(),
         };

@@ -187,17 +187,8 @@ pub fn member(host: usize, number: usize, counter: u64, state: MemberState) -> R
 
 /// What a host starts with; without members it takes no part in the network.
 fn records(number: usize, members: usize) -> anyhow::Result<Vec<Record>> {
-    let host = HostRecord {
-        name: name(number)?,
-        counter: 1,
-        vtep: address(number).ip(),
-        port: 4789,
-        mtu: 1500,
-        speaks: 1,
-        away: None,
-        draining: false,
-        unknown: BTreeMap::new(),
-    };
+    let vtep = SocketAddr::new(address(number).ip(), 4789);
+    let host = HostRecord { counter: 1, ..HostRecord::new(name(number)?, vtep, 1500) };
     let members = (0..members).map(|at| member(number, at, 1, MemberState::Ready));
     let part: Vec<Record> = members.collect();
     let part = if part.is_empty() { part } else { [vec![takes_part()], part].concat() };

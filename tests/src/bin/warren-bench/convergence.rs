@@ -2,11 +2,12 @@
 
 use std::env;
 use std::io;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use serde::Deserialize;
 
 use crate::report::{Row, Target};
+use crate::simulation;
 
 /// Hosts of the largest region, unless `HOSTS` says otherwise.
 const HOSTS: &str = "100";
@@ -22,21 +23,15 @@ struct Line {
     target: Option<f64>,
 }
 
-/// Runs the simulation that lies beside this program; its progress goes to stderr.
+/// What the simulation measures.
 ///
 /// # Errors
 /// A simulation that is not there, or that could not measure.
 pub fn measure() -> io::Result<Vec<Row>> {
-    let program = env::current_exe()?.with_file_name("simulation");
     let hosts = env::var("HOSTS").unwrap_or_else(|_| HOSTS.into());
     eprintln!("regions of up to {hosts} hosts; HOSTS=1000 measures the largest too and takes an hour");
-    let output = Command::new(&program)
-        .args(["--scenario", "targets", "--hosts", &hosts])
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| {
-            io::Error::new(error.kind(), format!("{} does not run: {error}", program.display()))
-        })?;
+    let targets = simulation::start(&["--scenario", "targets", "--hosts", &hosts], Stdio::piped())?;
+    let output = targets.wait_with_output()?;
     if !output.status.success() {
         return Err(io::Error::other("the simulation could not measure; it says why above"));
     }

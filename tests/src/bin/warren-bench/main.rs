@@ -56,17 +56,16 @@ fn main() -> ExitCode {
     if let Some(dir) = env::var_os(INSIDE) {
         return inside(Path::new(&dir), wanted);
     }
+    let own = env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
+    let target = target_dir(&own);
     for (name, measure) in SIMULATED.into_iter().filter(|(name, _)| wanted(name)) {
-        let own = env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
-        if let Err(error) = measure().and_then(|rows| tell(&target_dir(&own), name, &rows)) {
+        if let Err(error) = measure().and_then(|rows| tell(&target, name, &rows)) {
             eprintln!("{name}: not measured: {error}");
             return ExitCode::FAILURE;
         }
     }
     if wanted("runtimes") {
         // Outside of the namespaces as well: engines want the machine's own cgroups and a real disk.
-        let own = env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
-        let target = target_dir(&own);
         report::machine(&target);
         let rows = runtimes::measure(&target.join("bench-runtimes.svg"));
         if let Err(error) = rows.and_then(|rows| tell(&target, "runtimes", &rows)) {
@@ -76,10 +75,13 @@ fn main() -> ExitCode {
     }
     if wanted("datapath") {
         // Outside of the namespaces, which have no network.
-        let own = env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
-        datapath::install(&target_dir(&own));
+        datapath::install(&target);
     }
-    if ["agent", "attach", "datapath", "dns"].into_iter().any(wanted) { enter() } else { ExitCode::SUCCESS }
+    if ["agent", "attach", "datapath", "dns"].into_iter().any(wanted) {
+        enter(&target)
+    } else {
+        ExitCode::SUCCESS
+    }
 }
 
 /// Prints the rows and appends them to the file.
@@ -93,13 +95,12 @@ fn tell(target: &Path, bench: &str, rows: &[Row]) -> io::Result<()> {
 
 /// Runs this program again in namespaces of its own, which take every host, agent and link along
 /// when it ends, however it ends; as a user in a user namespace too.
-fn enter() -> ExitCode {
+fn enter(target: &Path) -> ExitCode {
     let failed = |what: String| {
         eprintln!("the bench cannot run: {what}");
         ExitCode::FAILURE
     };
-    let own = env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
-    let dir = target_dir(&own).join(format!("bench-{}", std::process::id()));
+    let dir = target.join(format!("bench-{}", std::process::id()));
     if let Err(error) = fs::create_dir_all(&dir) {
         return failed(format!("{} cannot be made: {error}", dir.display()));
     }

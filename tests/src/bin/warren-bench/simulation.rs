@@ -20,7 +20,7 @@ const SEEDS: &str = "1..200";
 const SEEDS_HOSTS: usize = 25;
 const SEEDS_S: f64 = 120.0;
 
-/// Runs the simulation that lies beside this program; what it says goes to stderr.
+/// How long it takes, and how much memory.
 ///
 /// # Errors
 /// A simulation that is not there, or in which a law broke.
@@ -48,14 +48,19 @@ pub fn measure() -> io::Result<Vec<Row>> {
 
 /// How long a simulation runs, and the most memory it has had.
 fn run(args: &[&str]) -> io::Result<(Duration, f64)> {
-    let program = env::current_exe()?.with_file_name("simulation");
     let began = clock();
-    let child = Command::new(&program).args(args).stdout(Stdio::null()).spawn();
-    let mut child = child.map_err(|error| {
-        io::Error::new(error.kind(), format!("{} does not run: {error}", program.display()))
-    })?;
-    let peak = watch(&mut child)?;
+    let peak = watch(&mut start(args, Stdio::null())?)?;
     Ok((began.elapsed(), peak))
+}
+
+/// Starts the simulation that lies beside this program; its progress goes to stderr.
+pub fn start(args: &[&str], out: Stdio) -> io::Result<Child> {
+    let program = env::current_exe()?.with_file_name("simulation");
+    Command::new(&program)
+        .args(args)
+        .stdout(out)
+        .spawn()
+        .map_err(|error| io::Error::new(error.kind(), format!("{} does not run: {error}", program.display())))
 }
 
 fn watch(child: &mut Child) -> io::Result<f64> {
