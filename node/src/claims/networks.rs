@@ -24,8 +24,9 @@ pub struct Networks {
     vnis: BTreeMap<u32, BTreeSet<(u64, NetworkId)>>,
     /// The networks that lost theirs, with what they take instead.
     moved: BTreeMap<NetworkId, u32>,
-    /// Networks to look at when the view is followed: their lowest record may be another one.
-    unsettled: BTreeSet<NetworkId>,
+    /// What is to be settled when the view is followed: the networks whose lowest record is another one now, or none
+    /// where only a look at all hosts tells.
+    unsettled: BTreeMap<NetworkId, Option<Lowest>>,
 }
 
 /// A host that is gone has no word on a VNI where another one has: what it said may be long settled
@@ -34,7 +35,41 @@ pub struct Networks {
 struct Lowest {
     gone: bool,
     host: HostId,
+    /// With what was said last of other names, by whomever.
     record: NetworkRecord,
+}
+
+/// One host's word on a network before and after; none where it had none, or has none.
+struct Word<'a> {
+    host: &'a HostId,
+    gone: bool,
+    from: Option<&'a NetworkRecord>,
+    to: Option<&'a NetworkRecord>,
+}
+
+impl Lowest {
+    fn rank(&self) -> (bool, u64, &HostId) {
+        (self.gone, self.record.counter, &self.host)
+    }
+
+    /// The lowest record after one host's word has changed; none when it is somebody else's now, and `held` does not
+    /// tell whose.
+    fn after(held: Option<&Lowest>, Word { host, gone, from, to }: Word<'_>) -> Option<Lowest> {
+        let said = |record: Option<&NetworkRecord>| record.and_then(|record| record.forwarding);
+        let told = held.and_then(|held| held.record.forwarding);
+        if said(from) == told && said(to) < told {
+            return None;
+        }
+        let new = to.map(|record| Lowest { gone, host: host.clone(), record: record.clone() });
+        let lowest = match (held, new) {
+            (None, new) => new?,
+            (Some(held), Some(new)) if new.rank() <= held.rank() => new,
+            (Some(held), _) if held.host == *host => return None,
+            (Some(held), _) => held.clone(),
+        };
+        let forwarding = told.max(said(to));
+        Some(Lowest { record: NetworkRecord { forwarding, ..lowest.record }, ..lowest })
+    }
 }
 
 impl Networks {
@@ -83,16 +118,15 @@ impl Networks {
             if from == to && was_gone == gone {
                 return;
             }
-            let held = self.lowest.get(network);
-            let lower = |to: &NetworkRecord| {
-                held.is_none_or(|held| {
-                    (gone, to.counter, host) < (held.gone, held.record.counter, &held.host)
-                })
+            // Where all hosts are to be looked at, they are.
+            let held = match self.unsettled.get(network) {
+                Some(None) => return,
+                Some(settled) => settled.as_ref(),
+                None => self.lowest.get(network),
             };
-            let said = |record: Option<&NetworkRecord>| record.and_then(|record| record.forwarding);
-            if held.is_some_and(|held| held.host == *host) || to.is_some_and(lower) || said(from) != said(to)
-            {
-                self.unsettled.insert(*network);
+            let after = Lowest::after(held, Word { host, gone, from, to });
+            if after.is_none() || after.as_ref() != held {
+                self.unsettled.insert(*network, after);
             }
         });
     }
@@ -100,8 +134,8 @@ impl Networks {
     /// Settles what was noted; returns the networks that are to be published otherwise than before.
     pub(super) fn settle(&mut self, view: &View) -> BTreeSet<NetworkId> {
         let mut changed = BTreeSet::new();
-        for network in std::mem::take(&mut self.unsettled) {
-            let lowest = lowest(view, network);
+        for (network, settled) in std::mem::take(&mut self.unsettled) {
+            let lowest = settled.or_else(|| lowest(view, network));
             if self.lowest.get(&network) != lowest.as_ref() {
                 self.replace(network, lowest);
                 changed.insert(network);
