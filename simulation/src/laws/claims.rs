@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -163,7 +164,11 @@ pub fn conflicts_cost_one_move(cluster: &Cluster) -> anyhow::Result<()> {
 
 /// No two live members of any view hold one thing.
 pub fn one_holder_each(cluster: &Cluster) -> anyhow::Result<()> {
+    let mut last: Option<Arc<View>> = None;
     for (_, host, snapshot) in cluster.live() {
+        if last.replace(snapshot.view.clone()).is_some_and(|last| are_alike(&last, &snapshot.view)) {
+            continue;
+        }
         let all = |_: &NetworkId| true;
         let (addresses, ordinals) = (holders(&snapshot.view, all), numbered(&snapshot.view, all));
         for seen in live(&snapshot.view) {
@@ -188,6 +193,20 @@ pub fn one_holder_each(cluster: &Cluster) -> anyhow::Result<()> {
         networks_agree(&snapshot.view).with_context(|| host.label())?;
     }
     Ok(())
+}
+
+/// Whether two agents see the same: what follows from a view alone is the same for both then. Agents that were told
+/// the same share it.
+pub fn are_alike(one: &View, other: &View) -> bool {
+    let same = |((a_id, a), (b_id, b)): ((&HostId, &Host), (&HostId, &Host))| {
+        a_id == b_id
+            && Arc::ptr_eq(&a.records, &b.records)
+            && (a.generation, a.standing, a.silent_since) == (b.generation, b.standing, b.silent_since)
+    };
+    one.hosts.len() == other.hosts.len()
+        && one.hosts.iter().zip(&other.hosts).all(same)
+        && one.vanished.is_empty()
+        && other.vanished.is_empty()
 }
 
 /// All hosts of a network say the same of it, and no two networks have one VNI.
@@ -229,8 +248,9 @@ pub fn views_are_equal(cluster: &Cluster) -> anyhow::Result<()> {
     let Some(((_, first, expected), rest)) = snapshots.split_first() else { return Ok(()) };
     // What liars say is nobody's records.
     let ours: BTreeSet<&HostId> = cluster.hosts.iter().map(|host| &host.id).collect();
-    let expected = records(&expected.view, &ours);
-    for (_, host, snapshot) in rest {
+    let first_view = &expected.view;
+    let expected = records(first_view, &ours);
+    for (_, host, snapshot) in rest.iter().filter(|(_, _, snapshot)| !are_alike(first_view, &snapshot.view)) {
         let found = records(&snapshot.view, &ours);
         for (id, records) in &expected {
             let other = found.get(id);

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddrV4};
+use std::sync::Arc;
 
 use anyhow::ensure;
+use gossip::View;
 use gossip::id::NetworkId;
 use netplumb::kernel::Kernel as _;
 use netplumb::observed::{ObservedNetwork, ObservedPeer};
@@ -12,13 +14,16 @@ use netplumb::state::{Key, Mac, Vtep};
 use node::claims::Ledger;
 use node::project;
 
-use super::claims::{Seen, holders};
+use super::claims::{Seen, are_alike, holders};
 use crate::cluster::{Cluster, Host};
 
 /// A plan on an unchanged world is empty.
 pub async fn follow(cluster: &Cluster) -> anyhow::Result<()> {
+    let mut last: Option<(Arc<View>, Ledger)> = None;
     for (_, host, snapshot) in cluster.live() {
-        let ledger = Ledger::of(&snapshot.view);
+        let settled =
+            last.take().filter(|(view, _)| are_alike(view, &snapshot.view)).map(|(_, ledger)| ledger);
+        let ledger = settled.unwrap_or_else(|| Ledger::of(&snapshot.view));
         // Whether a peer is young is never compared.
         let own = snapshot.journal.durable();
         let desired = project::desired(&snapshot.view, &ledger, &host.here(), own, |_| false);
@@ -27,6 +32,7 @@ pub async fn follow(cluster: &Cluster) -> anyhow::Result<()> {
         let prune = if snapshot.view.stale { Prune::HoldRemote } else { Prune::All };
         let plan = diff(&observed, &desired, &ours, prune);
         ensure!(plan.ops.is_empty(), "{} has still to do {:#?}", host.label(), plan.ops);
+        last = Some((snapshot.view, ledger));
     }
     Ok(())
 }
