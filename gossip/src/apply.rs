@@ -78,9 +78,12 @@ pub(crate) fn apply(chitchat: &mut Chitchat, stretch: &Stretch<'_>) -> Result<Ve
         Verdict::Duplicate | Verdict::Gap | Verdict::Leap => return Ok(verdict),
     };
     stretch.check()?;
-    let key_values = match verdict {
-        Verdict::Merge => merged(chitchat, stretch, held),
-        _ => of(stretch, Held { version: 0, gc }).collect(),
+    let state = chitchat.node_state(&stretch.owner);
+    let key_values: Vec<_> = match (verdict, state) {
+        (Verdict::Merge, Some(state)) => {
+            others(state, stretch, held).chain(of(stretch, Some(state), held)).collect()
+        }
+        _ => of(stretch, state, Held { version: 0, gc }).collect(),
     };
     chitchat.reset_node_state_if_update(&stretch.owner, key_values.into_iter(), stretch.extent.to, gc);
     let taken = chitchat.node_state(&stretch.owner).is_some_and(|s| s.max_version() == stretch.extent.to);
@@ -89,21 +92,36 @@ pub(crate) fn apply(chitchat: &mut Chitchat, stretch: &Stretch<'_>) -> Result<Ve
 }
 
 /// What of a stretch is news to whoever holds so much.
-fn of<'a>(stretch: &'a Stretch<'_>, held: Held) -> impl Iterator<Item = (String, VersionedValue)> + 'a {
+fn of<'a>(
+    stretch: &'a Stretch<'_>,
+    state: Option<&'a NodeState>,
+    held: Held,
+) -> impl Iterator<Item = (String, VersionedValue)> + 'a {
     let now = Instant::now();
     let news = stretch.key_values.iter().filter(move |kv| kv.version > held.version);
-    news.filter(move |kv| kv.status == Status::Set || kv.version > held.gc)
-        .map(move |kv| (kv.key.to_owned(), kv.versioned(now)))
+    let news = news.filter(move |kv| kv.status == Status::Set || kv.version > held.gc);
+    news.map(move |kv| {
+        let known =
+            state.and_then(|state| state.get_versioned(kv.key)).filter(|known| known.version >= kv.version);
+        (kv.key.to_owned(), known.map_or_else(|| kv.versioned(now), as_it_is))
+    })
 }
 
-fn merged(chitchat: &Chitchat, stretch: &Stretch<'_>, held: Held) -> Vec<(String, VersionedValue)> {
+/// The keys of a state that a stretch does not write.
+fn others<'a>(
+    state: &'a NodeState,
+    stretch: &Stretch<'a>,
+    held: Held,
+) -> impl Iterator<Item = (String, VersionedValue)> + 'a {
     let news = stretch.key_values.iter().filter(|kv| kv.version > held.version);
     let rewritten: BTreeSet<&str> = news.map(|kv| kv.key).collect();
-    let state = chitchat.node_state(&stretch.owner);
-    let old = state.into_iter().flat_map(NodeState::key_values_including_deleted);
-    let kept = old.filter(|(key, _)| !rewritten.contains(key));
-    let kept = kept.map(|(key, value)| (key.to_owned(), value.clone()));
-    kept.chain(of(stretch, held)).collect()
+    let old = state.key_values_including_deleted();
+    old.filter(move |(key, _)| !rewritten.contains(key)).map(|(key, value)| (key.to_owned(), as_it_is(value)))
+}
+
+/// What names a value that chitchat has: where the version is not newer it keeps its own, so that none is copied.
+fn as_it_is(known: &VersionedValue) -> VersionedValue {
+    VersionedValue { value: String::new(), version: known.version, status: known.status }
 }
 
 #[cfg(test)]

@@ -44,8 +44,8 @@ pub struct Config {
     /// know how much room its answer has; where messages travel as values that is all it is compressed for.
     /// For regions of a thousand hosts at most: chitchat panics where a digest outgrows a datagram.
     pub plain_digests: bool,
-    /// Parsed records, shared by all agents of one process: [`Interner::default`] for one agent,
-    /// copies of one for many.
+    /// What all agents of one process share: [`Interner::default`] for one agent, copies of one
+    /// [`Interner::shared`] for many.
     pub parsed: Interner,
     /// The wall clock: nanoseconds since 1970. Used for generations only. [`unix_ns`] but in the
     /// simulation.

@@ -15,6 +15,7 @@ use chitchat::{Chitchat, ChitchatId, NodeState};
 use tokio::time::Instant;
 
 use crate::apply::{Verdict, apply};
+use crate::interner::Interner;
 use crate::stretch::{KeyValue, Stretch};
 use frame::{Frame, MalformedFrame, encode, key_values};
 
@@ -32,7 +33,7 @@ const WHOLE_BYTES_MAX: usize = 4 * 1024;
 const FRAME_BYTES_MAX: usize = 32 * 1024;
 /// Bytes per second, and at once, for the frames of others.
 const FORWARD_BYTES: f64 = 1e6;
-/// Pulls after a gap per second, and at once: each costs two digests of the whole region.
+/// Pulls after a gap per second, and at once.
 const PULLS: f64 = 5.0;
 /// How long an owner's frames are ignored after one that leapt.
 const QUARANTINE: Duration = Duration::from_secs(60);
@@ -84,6 +85,7 @@ pub(crate) struct Eager {
     /// When each owner's gap was last pulled.
     pulled: BTreeMap<ChitchatId, Instant>,
     quarantined: BTreeMap<ChitchatId, Instant>,
+    names: Interner,
 }
 
 /// What came of a frame.
@@ -97,8 +99,8 @@ pub(crate) enum Heard {
     Own,
     /// Of a generation that does not count any more.
     Old,
-    /// Something before it is missing; `pull` says whether its sender is to be asked now.
-    Gap { pull: bool },
+    /// Something of its owner before it is missing; `pull` says whether its sender is to be asked now.
+    Gap { owner: ChitchatId, pull: bool },
     /// Of an owner that leapt further than any writes, now or before.
     Quarantined,
     /// No frame, or one that would harm.
@@ -121,7 +123,7 @@ impl Heard {
 }
 
 impl Eager {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(names: Interner) -> Self {
         Self {
             changes: VecDeque::new(),
             due: None,
@@ -129,6 +131,7 @@ impl Eager {
             pulls: Bucket::of(PULLS),
             pulled: BTreeMap::new(),
             quarantined: BTreeMap::new(),
+            names,
         }
     }
 
@@ -173,36 +176,41 @@ impl Eager {
         self.forwards.take(bytes as f64, now)
     }
 
-    /// Takes a frame in. `counts` is the generation that counts of a node id, `interval` the pause
-    /// between two pulls of one owner.
+    /// Takes a frame in. `counts` is the generation that counts of a node id and the version held of it, `interval` the
+    /// pause between two pulls of one owner.
     pub(crate) fn hear(
         &mut self,
         bytes: &[u8],
         chitchat: &mut Chitchat,
-        counts: impl Fn(&str) -> Option<u64>,
+        counts: impl Fn(&str) -> Option<(u64, u64)>,
         interval: Duration,
         now: Instant,
     ) -> Heard {
         let Ok(frame) = Frame::of(bytes) else { return Heard::Malformed };
-        let owner = frame.owner();
-        if owner.node_id == chitchat.self_chitchat_id().node_id {
+        let header = &frame.header;
+        if *header.node_id == *chitchat.self_chitchat_id().node_id {
             return Heard::Own;
         }
-        if counts(&owner.node_id).is_some_and(|generation| owner.generation_id < generation) {
-            return Heard::Old;
+        // Most copies end here, with nothing read but their header.
+        match counts(header.node_id) {
+            Some((generation, _)) if header.generation < generation => return Heard::Old,
+            Some((generation, version)) if header.generation == generation && header.extent.to <= version => {
+                return Heard::Duplicate;
+            }
+            _ => {}
         }
+        let owner = ChitchatId::new(self.names.text(header.node_id), header.generation, header.address);
         if self.is_quarantined(&owner, now) {
             return Heard::Quarantined;
-        }
-        // Most copies end here, with nothing read but their header.
-        if chitchat.node_state(&owner).is_some_and(|s| frame.header.extent.to <= s.max_version()) {
-            return Heard::Duplicate;
         }
         match take(&frame, &owner, chitchat) {
             Err(MalformedFrame) => Heard::Malformed,
             Ok(Verdict::Replace { .. } | Verdict::Merge) => Heard::Applied(owner),
             Ok(Verdict::Duplicate) => Heard::Duplicate,
-            Ok(Verdict::Gap) => Heard::Gap { pull: self.may_pull(owner, interval, now) },
+            Ok(Verdict::Gap) => {
+                let pull = self.may_pull(owner.clone(), interval, now);
+                Heard::Gap { owner, pull }
+            }
             Ok(Verdict::Leap) => {
                 self.quarantine(owner, now);
                 Heard::Quarantined
@@ -233,6 +241,14 @@ impl Eager {
         self.pulled.insert(owner, now);
         true
     }
+}
+
+/// What an owner wrote after a version, or all of it where the tombstones since then are collected already; none when
+/// that is too long for a frame.
+pub(crate) fn frame_since(owner: &ChitchatId, state: &NodeState, version: u64) -> Option<Bytes> {
+    let from = if state.last_gc_version() <= version { version } else { 0 };
+    let stretch = Stretch::cut(owner, state, from);
+    (bytes(&stretch.key_values) <= FRAME_BYTES_MAX).then(|| encode(&stretch))
 }
 
 fn bytes(key_values: &[KeyValue<'_>]) -> usize {

@@ -57,6 +57,8 @@ pub(crate) enum Purpose {
     Node = 1,
     /// A question for a page of a snapshot, answered here.
     Snapshot = 2,
+    /// A question for one owner's records, answered here.
+    Records = 3,
 }
 
 impl Purpose {
@@ -71,6 +73,7 @@ impl Purpose {
             0 => Purpose::Greeting,
             1 => Purpose::Node,
             2 => Purpose::Snapshot,
+            3 => Purpose::Records,
             _ => return None,
         };
         question.body.remove(0);
@@ -97,7 +100,7 @@ pub(crate) async fn answer_others(known: Vec<(HostId, u64)>, wire: Arc<dyn Wire>
                 Greeting { generation, ..Greeting::default() }.encode()
             }
             Some(Purpose::Snapshot) => snapshot::not_whole(),
-            Some(Purpose::Node) | None => continue,
+            Some(Purpose::Records | Purpose::Node) | None => continue,
         };
         // An asker that is not there any more needs no answer.
         _ = question.reply.send(answer);

@@ -23,6 +23,7 @@ mod merge;
 mod own;
 mod packed;
 pub mod port;
+mod pull;
 mod queue;
 pub mod quic;
 pub mod record;
@@ -185,11 +186,11 @@ impl Gossip {
         time::timeout(bound, asking).await.unwrap_or(Err(AskError::Timeout))
     }
 
-    /// Gossips with a host now, instead of when chance picks it.
+    /// Asks a host for what is new of it now, instead of when chance picks it.
     pub fn pull(&self, host: &HostId) {
         if let Some(address) = self.address(host) {
             // A seat too busy to take it gossips anyway.
-            _ = self.seat.commands.try_send(Command::Pull(address));
+            _ = self.seat.commands.try_send(Command::Pull { node_id: host.node_id(), address });
         }
     }
 
@@ -243,6 +244,7 @@ async fn hear_questions(wire: Arc<dyn Wire>, commands: mpsc::Sender<Command>, as
         let heard = match purpose {
             Some(Purpose::Greeting) => commands.try_send(Command::Greet { from, address, reply }).is_ok(),
             Some(Purpose::Snapshot) => commands.try_send(Command::Serve { to: address, body, reply }).is_ok(),
+            Some(Purpose::Records) => commands.try_send(Command::Tell { body, reply }).is_ok(),
             Some(Purpose::Node) => asks.try_send(Ask { from, body, reply }).is_ok(),
             None => false,
         };

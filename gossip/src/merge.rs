@@ -60,14 +60,14 @@ pub(crate) struct ViewBuilder {
     timings: Timings,
     counters: Arc<Counters>,
     parsed: Interner,
-    hosts: BTreeMap<String, Track>,
+    hosts: BTreeMap<Arc<str>, Track>,
     vanished: BTreeMap<(HostId, NetworkId, MemberId), Vanished>,
     /// Some live peer's records have arrived in full once.
     synced: bool,
     twin: Option<SocketAddr>,
     /// Hosts that are not as the view has them. Views are not compared: that would read every
     /// record at every look.
-    moved: BTreeSet<String>,
+    moved: BTreeSet<Arc<str>>,
     /// Names that are to leave the view.
     dropped: BTreeSet<HostId>,
     vanished_moved: bool,
@@ -194,9 +194,16 @@ impl ViewBuilder {
         self.hosts.get(node_id).is_some_and(|track| track.life.is_heard(now, &self.timings))
     }
 
-    /// The generation of a host that counts here.
-    pub(crate) fn counts(&self, node_id: &str) -> Option<u64> {
-        Some(self.hosts.get(node_id)?.accepted()?.generation)
+    /// The generation of a host that counts here, and the version held of it.
+    pub(crate) fn counts(&self, node_id: &str) -> Option<(u64, u64)> {
+        self.hosts.get(node_id)?.accepted().map(|accepted| (accepted.generation, accepted.version))
+    }
+
+    /// Under which id chitchat has what counts of a host.
+    pub(crate) fn owner(&self, node_id: &str) -> Option<ChitchatId> {
+        let (node_id, track) = self.hosts.get_key_value(node_id)?;
+        let accepted = track.accepted()?;
+        Some(ChitchatId::new(node_id.clone(), accepted.generation, accepted.address))
     }
 
     /// The hosts from a node id on, in order.
@@ -205,7 +212,7 @@ impl ViewBuilder {
             Some(after) => (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded),
             None => (std::ops::Bound::Unbounded, std::ops::Bound::Unbounded),
         };
-        self.hosts.range::<str, _>(range).map(|(node_id, track)| (node_id.as_str(), track))
+        self.hosts.range::<str, _>(range).map(|(node_id, track)| (&**node_id, track))
     }
 
     pub(crate) fn vanished(&self) -> &BTreeMap<(HostId, NetworkId, MemberId), Vanished> {
@@ -248,7 +255,7 @@ impl ViewBuilder {
         for (owner, state) in owners {
             let track = loop {
                 let Some((node_id, track)) = tracks.peek() else { break None };
-                match node_id.as_str().cmp(&owner.node_id) {
+                match (**node_id).cmp(&owner.node_id) {
                     Ordering::Less => _ = tracks.next(),
                     // Several generations of one host follow each other.
                     Ordering::Equal => break Some(*track),
@@ -281,9 +288,9 @@ impl ViewBuilder {
                 }
                 continue;
             }
-            while tracks.next_if(|(node_id, _)| node_id.as_str() < &*owner.node_id).is_some() {}
+            while tracks.next_if(|(node_id, _)| **node_id < owner.node_id).is_some() {}
             if let Some((node_id, track)) = tracks.peek_mut()
-                && node_id.as_str() == &*owner.node_id
+                && **node_id == owner.node_id
             {
                 track.sign.add(owner.generation_id, heartbeat, timeout);
                 let same = |a: &Accepted| a.generation == owner.generation_id && a.version <= version;
@@ -357,7 +364,7 @@ impl ViewBuilder {
         let (own, timings, moved) = (&self.own_node_id, &self.timings, &mut self.moved);
         let dropped = &mut self.dropped;
         self.hosts.retain(|node_id, track| {
-            if node_id == own {
+            if **node_id == **own {
                 return true;
             }
             let before = track.life.standing();
@@ -376,7 +383,7 @@ impl ViewBuilder {
     }
 
     fn others(&self) -> impl Iterator<Item = &Track> {
-        self.hosts.iter().filter(|(node_id, _)| **node_id != self.own_node_id).map(|(_, track)| track)
+        self.hosts.iter().filter(|(node_id, _)| ***node_id != *self.own_node_id).map(|(_, track)| track)
     }
 
     /// A peer's digest names all hosts at once, so when one is live, and every host in answers has

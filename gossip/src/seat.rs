@@ -2,6 +2,7 @@
 
 mod generation;
 mod peers;
+mod pull;
 mod push;
 
 use std::io;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use chitchat::{Chitchat, ChitchatHandle};
 use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{self, Instant, MissedTickBehavior};
 
@@ -28,12 +30,13 @@ use crate::transport::{Gate, digest_bytes};
 use crate::view::{Via, View};
 use crate::wire::Wire;
 use crate::{Change, JoinError, PublishError};
+use pull::Pulled;
 
 /// Pause between two looks at how the hosts live; longer where there are many of them.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 const LOOK_PAUSE_PER_HOST: Duration = Duration::from_millis(1);
-/// Least time between two views for their readers, per host: copying a view, and following it, takes up to a tenth.
-const VIEW_PAUSE_PER_HOST: Duration = Duration::from_micros(10);
+/// Least time between two views for their readers, per host: where changes come in hundreds, many are followed at once.
+const VIEW_PAUSE_PER_HOST: Duration = Duration::from_micros(30);
 /// How long a leaving agent waits for its goodbye to be sent, and for the wire to close.
 const GOODBYE_BOUND: Duration = Duration::from_millis(500);
 const CLOSE_BOUND: Duration = Duration::from_millis(400);
@@ -44,7 +47,8 @@ pub(crate) type Persist = Box<dyn Fn(u64) -> io::Result<()> + Send + Sync>;
 /// What the handles ask of the task.
 pub(crate) enum Command {
     Publish { changes: Vec<Change>, done: oneshot::Sender<Result<(), PublishError>> },
-    Pull(SocketAddr),
+    Pull { node_id: String, address: SocketAddr },
+    Tell { body: Vec<u8>, reply: oneshot::Sender<Vec<u8>> },
     Greet { from: HostId, address: SocketAddr, reply: oneshot::Sender<Vec<u8>> },
     Serve { to: SocketAddr, body: Vec<u8>, reply: oneshot::Sender<Vec<u8>> },
     Leave { away: Option<u32>, done: oneshot::Sender<()> },
@@ -77,6 +81,8 @@ pub(crate) struct Seat {
     served: Served,
     /// Asking for a snapshot, while the region is not known whole.
     asking: Option<BoxFuture<'static, Option<Snapshot>>>,
+    /// Asking for what is missing of one host.
+    pulls: FuturesUnordered<BoxFuture<'static, Pulled>>,
     /// Since when chitchat knows a newer generation of this host that nobody lives in.
     superseded: Option<Instant>,
     ended: bool,
@@ -100,13 +106,14 @@ impl Seat {
         let gate = Gate::new();
         let chitchat =
             generation::start(config, &stay.wire, &gate, generation, &own).await.map_err(JoinError::Start)?;
+        let eager = Eager::new(config.parsed.clone());
         let mut seat = Self {
             stay,
             gate,
             chitchat,
             generation: Arc::new(AtomicU64::new(generation)),
             own,
-            eager: Eager::new(),
+            eager,
             builder,
             views: watch::Sender::default(),
             told: Instant::now(),
@@ -114,13 +121,15 @@ impl Seat {
             looked: Instant::now(),
             served: Served::default(),
             asking: None,
+            pulls: FuturesUnordered::new(),
             superseded: None,
             ended: false,
             last_restart: None,
             intervals: 0,
         };
         if let Some(snapshot) = snapshot {
-            seat.chitchat.with_chitchat(|chitchat| snapshot.apply(chitchat)).await;
+            let names = seat.stay.config.parsed.clone();
+            seat.chitchat.with_chitchat(|chitchat| snapshot.apply(chitchat, &names)).await;
         }
         seat.begin(generation).await;
         Ok(seat)
@@ -138,7 +147,7 @@ impl Seat {
     pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         let wire = self.stay.wire.clone();
         let mut news = self.gate.news();
-        let mut next_look = Instant::now();
+        let mut look = Box::pin(time::sleep_until(Instant::now()));
         let mut intervals = ticks(self.stay.config.interval);
         let mut ended = Box::pin(self.chitchat.termination_watcher());
         loop {
@@ -148,19 +157,20 @@ impl Seat {
                     Some(command) => if self.obey(command).await.is_break() { return },
                     None => return,
                 },
-                Some(pushed) = wire.pushed(), if self.stay.config.eager => self.hear_frame(pushed).await,
-                () = time::sleep_until(flush.unwrap_or(next_look)), if flush.is_some() => self.push_own().await,
-                () = time::sleep_until(tell.unwrap_or(next_look)), if tell.is_some() => self.tell(),
+                Some(pushed) = wire.pushed(), if self.stay.config.eager => self.hear_frames(pushed).await,
+                () = at(flush) => self.push_own().await,
+                () = at(tell) => self.tell(),
                 Ok(()) = news.changed() => self.read().await,
-                () = time::sleep_until(next_look) => {
+                () = &mut look => {
                     let whole_own = self.look().await;
                     if !whole_own && self.restart().await {
                         ended = Box::pin(self.chitchat.termination_watcher());
                     }
-                    next_look = Instant::now() + self.look_pause();
+                    look.as_mut().reset(Instant::now() + self.look_pause());
                 }
                 _ = intervals.tick() => self.reach_out(),
                 Some(snapshot) = asked(&mut self.asking) => self.land(snapshot).await,
+                Some(pulled) = self.pulls.next() => self.take_pulled(pulled).await,
                 result = &mut ended, if !self.ended => {
                     tracing::error!(?result, "the gossip task ended");
                     self.ended = true;
@@ -176,7 +186,13 @@ impl Seat {
                 let published = self.publish(changes).await;
                 _ = done.send(published);
             }
-            Command::Pull(address) => self.gossip(address),
+            Command::Pull { node_id, address } => self.pull(&node_id, address),
+            Command::Tell { body, reply } => {
+                // Dropping the reply leaves it to chitchat.
+                if let Some(answer) = self.tell_missing(&body).await {
+                    _ = reply.send(answer);
+                }
+            }
             Command::Greet { from, address, reply } => {
                 let greeting = self.greeting(&from, address).await;
                 _ = reply.send(greeting.encode());
@@ -280,7 +296,7 @@ impl Seat {
 
     fn look_pause(&self) -> Duration {
         let interval = self.stay.config.interval;
-        LOOK_PAUSE.min(interval / 4).max(LOOK_PAUSE_PER_HOST * self.hosts()).min(interval / 2)
+        LOOK_PAUSE.min(interval / 4).max(LOOK_PAUSE_PER_HOST * self.hosts()).min(interval)
     }
 
     fn hosts(&self) -> u32 {
@@ -312,6 +328,14 @@ fn ticks(period: Duration) -> time::Interval {
     let mut ticks = time::interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
+}
+
+/// Never, while there is no such moment.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// What was asked for, once; never, while nothing is asked.

@@ -14,6 +14,7 @@ use tokio::time::{self, Instant};
 
 use crate::apply::apply;
 use crate::greeting::Purpose;
+use crate::interner::Interner;
 use crate::merge::{Memory, ViewBuilder};
 use crate::record::{Key, Record};
 use crate::view::Via;
@@ -178,12 +179,12 @@ impl Snapshot {
 
     /// Takes it into chitchat, but what it says of this host, and of hosts that are silent: who of
     /// them is remembered by others comes back by itself.
-    pub(crate) fn apply(&self, chitchat: &mut Chitchat) {
+    pub(crate) fn apply(&self, chitchat: &mut Chitchat, names: &Interner) {
         let own = chitchat.self_chitchat_id().node_id.clone();
         for page in self.pages() {
             let held = page.held.into_iter();
             for host in held.filter(|host| *host.node_id != *own && host.silent_ms.is_none()) {
-                let stretch = host.stretch();
+                let stretch = host.stretch(names);
                 if let Err(error) = apply(chitchat, &stretch) {
                     tracing::debug!(owner = &*stretch.owner.node_id, %error, "left out of the snapshot");
                 }

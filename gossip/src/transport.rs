@@ -21,7 +21,7 @@ pub(crate) struct Gate {
     digest_bytes: AtomicUsize,
     /// How many ACKs, which carry our news, were sent.
     acks: watch::Sender<u64>,
-    /// Changes when chitchat has taken in a message that can carry news.
+    /// Changes when chitchat has taken in a message with news.
     news: watch::Sender<()>,
 }
 
@@ -75,8 +75,18 @@ pub(crate) struct WireTransport {
 struct WireSocket {
     wire: Arc<dyn Wire>,
     gate: Arc<Gate>,
-    /// The last message handed to chitchat can carry news; by the next call it has taken it in.
+    /// The last message handed to chitchat carries news; by the next call it has taken it in.
     brought_news: bool,
+}
+
+/// Whether a message carries records. Most carry a digest and no more: a quiet region's always.
+fn brings_news(message: &ChitchatMessage) -> bool {
+    match message {
+        ChitchatMessage::SynAck { delta, .. } | ChitchatMessage::Ack { delta } => {
+            *delta != Default::default()
+        }
+        _ => false,
+    }
 }
 
 #[async_trait]
@@ -120,7 +130,7 @@ impl Socket for WireSocket {
                 self.wire.counters().dropped("envelope");
                 continue;
             }
-            self.brought_news = !matches!(received.envelope.message, ChitchatMessage::Syn { .. });
+            self.brought_news = brings_news(&received.envelope.message);
             return Ok(RecvOutcome {
                 from_addr: received.from,
                 envelope: received.envelope,

@@ -168,6 +168,27 @@ async fn who_missed_frames_pulls_what_is_missing() {
     assert!(region.hosts[7].view().borrow().hosts[&host_id("h1")].records.members.len() == 81);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_one_host_has_is_pulled_without_a_digest() {
+    let region = Region::of(8, true).await;
+    for other in 0..7 {
+        region.network.cut(address(other), address(7));
+    }
+    region.hosts[1].publish(vec![Change::Put(member(100))]).await.unwrap();
+    sleep(Duration::from_millis(20)).await;
+    region.network.heal();
+    let count = |kind| {
+        region.hosts[7].counters().get("gossip_messages_total", &[("direction", "out"), ("kind", kind)])
+    };
+    let (asked, mut views) = (count("ask"), region.hosts[7].view());
+    region.hosts[7].pull(&host_id("h1"));
+    let has = |view: &std::sync::Arc<View>| view.members().count() == 1;
+    // A round of chitchat would come at some time of its interval, and take three messages.
+    let waited = timeout(Duration::from_millis(5), views.wait_for(has)).await;
+    assert!(waited.is_ok(), "an answer takes a round trip");
+    assert_eq!(count("ask"), asked + 1);
+}
+
 /// A frame as version 1 of the format writes it.
 fn frame(
     owner: &str,

@@ -84,7 +84,7 @@ fn members_of(view: &gossip::View) -> usize {
 #[ignore = "measures for minutes; run it alone, in release"]
 async fn a_region_of_a_thousand() {
     let (hosts, members, writes) = (number("HOSTS", 200), number("MEMBERS", 20), number("WRITES", 50));
-    let (network, parsed) = (MemoryNetwork::new(), Interner::default());
+    let (network, parsed) = (MemoryNetwork::new(), Interner::shared());
     let delay = Delay::Uniform(Duration::from_micros(300)..=Duration::from_micros(1500));
     let loss = number("LOSS", 0) as f64 / 100.0;
     network.set_links(Link { delay, loss, bandwidth: Some(125_000_000), ..Link::default() });

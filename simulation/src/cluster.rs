@@ -371,7 +371,8 @@ impl Cluster {
 /// What every simulated node is told beside its file: one value for all, so that they share what they parse.
 fn thresholds(timings: Timings) -> Thresholds {
     let quarantine = Some(QUARANTINE);
-    Thresholds { timings: Some(timings), quarantine, plain_digests: true, ..Thresholds::default() }
+    let parsed = gossip::Interner::shared();
+    Thresholds { timings: Some(timings), quarantine, plain_digests: true, parsed, ..Thresholds::default() }
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use chitchat::ChitchatId;
 use serde::{Deserialize, Serialize};
 
 use crate::packed::{pack, unpack};
@@ -20,8 +19,8 @@ const BODY_BYTES_MAX: usize = 64 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Header<'a> {
     pub(super) node_id: &'a str,
-    generation: u64,
-    address: SocketAddr,
+    pub(super) generation: u64,
+    pub(super) address: SocketAddr,
     pub(super) extent: Extent,
 }
 
@@ -59,10 +58,6 @@ impl<'a> Frame<'a> {
         Ok(Self { header, rest })
     }
 
-    pub(super) fn owner(&self) -> ChitchatId {
-        ChitchatId::new(self.header.node_id, self.header.generation, self.header.address)
-    }
-
     /// Unpacks the keys, for [`key_values`].
     pub(super) fn body(&self) -> Result<Cow<'a, [u8]>, MalformedFrame> {
         unpack(self.rest, BODY_BYTES_MAX).ok_or(MalformedFrame)
@@ -79,6 +74,7 @@ pub(super) fn key_values(body: &[u8]) -> Result<Vec<KeyValue<'_>>, MalformedFram
 
 #[cfg(test)]
 mod tests {
+    use chitchat::ChitchatId;
     use proptest::prelude::*;
 
     use super::*;
@@ -101,7 +97,9 @@ mod tests {
             let stretch = stretch(keys, r#"{"v":1,"c":5,"state":"ready"}"#);
             let bytes = encode(&stretch);
             let frame = Frame::of(&bytes).unwrap();
-            assert_eq!((frame.owner(), frame.header.extent), (stretch.owner.clone(), stretch.extent));
+            let Header { node_id, generation, address, extent } = frame.header;
+            let owner = ChitchatId::new(node_id, generation, address);
+            assert_eq!((&owner, extent), (&stretch.owner, stretch.extent));
             assert_eq!(key_values(&frame.body().unwrap()).unwrap(), stretch.key_values);
         }
     }

@@ -15,6 +15,13 @@ pub(super) struct Flight {
     pub(super) at: Instant,
     /// Of messages that arrive at once, the one sent first is first.
     pub(super) number: u64,
+    /// Apart, for the heap moves what is in it all the time.
+    pub(super) letter: Box<Letter>,
+}
+
+/// What is carried, from whom to where.
+#[derive(Debug)]
+pub(super) struct Letter {
     pub(super) from: Arc<Agent>,
     pub(super) to: SocketAddr,
     pub(super) message: Message,
@@ -70,7 +77,8 @@ impl Flights {
     pub(super) fn add(&mut self, at: Instant, from: Arc<Agent>, to: SocketAddr, message: Message) -> Next {
         self.numbered += 1;
         let is_first = self.first().is_none_or(|first| at < first);
-        self.waiting.push(Reverse(Flight { at, number: self.numbered, from, to, message }));
+        let letter = Box::new(Letter { from, to, message });
+        self.waiting.push(Reverse(Flight { at, number: self.numbered, letter }));
         match (std::mem::replace(&mut self.is_carried, true), is_first) {
             (false, _) => Next::Carry,
             (true, true) => Next::Wake,
@@ -121,8 +129,9 @@ impl Network {
 
     fn deliver(&self, flight: Flight) {
         // Whoever crashed meanwhile gets nothing.
-        if let Some(receiver) = self.agent(flight.to) {
-            receiver.receive(&flight.from, flight.message);
+        let Letter { from, to, message } = *flight.letter;
+        if let Some(receiver) = self.agent(to) {
+            receiver.receive(&from, message);
         }
     }
 }

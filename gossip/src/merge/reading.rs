@@ -7,7 +7,7 @@ use chitchat::{ChitchatId, NodeState};
 use tokio::time::Instant;
 
 use super::{Accepted, Memory, Track, ViewBuilder};
-use crate::interner::{self, Print};
+use crate::interner::Print;
 use crate::record::{HostRecord, Key, MalformedRecord, Record};
 use crate::standing::Life;
 use crate::view::{HostRecords, Via};
@@ -28,7 +28,7 @@ impl ViewBuilder {
         }
         if !self.hosts.contains_key(node_id) {
             let track = Track::begin(Life::begin(owner.generation_id, now));
-            self.hosts.insert(node_id.to_owned(), track);
+            self.hosts.insert(owner.node_id.clone(), track);
         }
         let Some(track) = self.hosts.get(node_id) else { return };
         if !track.misses(owner.generation_id, version) {
@@ -46,7 +46,7 @@ impl ViewBuilder {
             records,
         });
         match accepted {
-            Some(accepted) => self.accept(node_id, accepted, now),
+            Some(accepted) => self.accept(&owner.node_id, accepted, now),
             None => self.look_again(owner, version),
         }
     }
@@ -63,18 +63,19 @@ impl ViewBuilder {
             return;
         }
         let (generation, published) = (memory.generation, self.published.is_some());
-        let print = interner::print(memory.node_id, key_values.clone());
+        let print = self.parsed.print(memory.node_id, key_values.clone());
         let read = || self.read(memory.node_id, key_values.map(|(key, value)| (key, value, None)), None);
         let Some(records) = self.shared(print, read) else { return };
+        let node_id = self.parsed.text(memory.node_id);
         let life = match memory.silent_since {
             Some(since) => Life::silent(generation, since, now),
             None => Life::begin(generation, now),
         };
-        match self.hosts.get_mut(memory.node_id) {
+        match self.hosts.get_mut(&node_id) {
             // Whoever gossips has heard of it by itself.
             Some(_) if published => {}
             Some(track) => track.life = life,
-            None => _ = self.hosts.insert(memory.node_id.to_owned(), Track::begin(life)),
+            None => _ = self.hosts.insert(node_id.clone(), Track::begin(life)),
         }
         let accepted = Accepted {
             host: records.host.name.clone(),
@@ -84,15 +85,15 @@ impl ViewBuilder {
             via: memory.via,
             records,
         };
-        self.accept(memory.node_id, accepted, now);
+        self.accept(&node_id, accepted, now);
     }
 
-    fn accept(&mut self, node_id: &str, accepted: Accepted, now: Instant) {
+    fn accept(&mut self, node_id: &Arc<str>, accepted: Accepted, now: Instant) {
         let Some(track) = self.hosts.get_mut(node_id) else { return };
         track.pending = track.pending.split_off(&(accepted.generation + 1));
         let (host, records) = (accepted.host.clone(), accepted.records.clone());
         let before = track.accepted.replace(accepted);
-        self.moved.insert(node_id.to_owned());
+        self.moved.insert(node_id.clone());
         if let Some(before) = before {
             if before.host != host {
                 self.dropped.insert(before.host.clone());
@@ -114,20 +115,20 @@ impl ViewBuilder {
         state: &NodeState,
         before: Option<Before<'_>>,
     ) -> Option<Arc<HostRecords>> {
-        let print = interner::print(node_id, state.key_values());
+        let print = self.parsed.print(node_id, state.key_values());
         let live = state.key_values_including_deleted().filter(|(_, value)| !value.is_deleted());
         let live = live.map(|(key, value)| (key, value.value.as_str(), Some(value.version)));
         self.shared(print, || self.read(node_id, live, before))
     }
 
     /// Somebody's parsed records with this print, or those that `read` reads.
-    fn shared(&self, print: Print, read: impl FnOnce() -> Option<Read>) -> Option<Arc<HostRecords>> {
-        if let Some(records) = self.parsed.get(&print) {
+    fn shared(&self, print: Option<Print>, read: impl FnOnce() -> Option<Read>) -> Option<Arc<HostRecords>> {
+        if let Some(records) = print.and_then(|print| self.parsed.get(&print)) {
             return Some(records);
         }
         let Read { records, clean } = read()?;
         let records = Arc::new(records);
-        if clean {
+        if let Some(print) = print.filter(|_| clean) {
             self.parsed.put(print, &records);
         }
         Some(records)

@@ -31,7 +31,7 @@ impl ViewBuilder {
     /// Takes in a claim that vanished elsewhere, unless its host has it.
     pub(crate) fn haunt(&mut self, key: (HostId, NetworkId, MemberId), record: MemberRecord, since: Instant) {
         let (host, network, member) = &key;
-        let accepted = self.hosts.get(&host.node_id()).and_then(|track| track.accepted());
+        let accepted = self.hosts.get(&*host.node_id()).and_then(|track| track.accepted());
         if accepted.is_none_or(|a| !a.records.members.contains_key(&(*network, member.clone()))) {
             self.vanished.entry(key).or_insert(Vanished { record, since });
             self.vanished_moved = true;

@@ -97,7 +97,8 @@ pub(super) async fn start(
     generation: u64,
     own: &OwnRecords,
 ) -> anyhow::Result<ChitchatHandle> {
-    let chitchat_id = ChitchatId::new(config.host.node_id(), generation, config.advertise);
+    let node_id = config.parsed.text(&config.host.node_id());
+    let chitchat_id = ChitchatId::new(node_id, generation, config.advertise);
     let failure_detector_config = FailureDetectorConfig {
         phi_threshold: 8.0,
         // A small window forgets soon, so that detection is as quick after a day as after a minute.

@@ -62,7 +62,7 @@ impl Seat {
         let chitchat = self.chitchat.chitchat();
         let mut chitchat = chitchat.lock().await;
         snapshot.remember(&mut self.builder, now);
-        snapshot.apply(&mut chitchat);
+        snapshot.apply(&mut chitchat, &self.stay.config.parsed);
         self.read_held(&chitchat);
         self.tell();
     }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use rand::seq::IndexedRandom as _;
 use tokio::time::Instant;
 
@@ -10,6 +11,9 @@ use super::Seat;
 use crate::eager::Heard;
 use crate::view::Via;
 use crate::wire::Pushed;
+
+/// How many frames are heard before it is seen what else there is to do.
+const FRAMES_AT_ONCE: usize = 64;
 
 impl Seat {
     /// Pushes the own changes that waited to some random hosts.
@@ -27,32 +31,42 @@ impl Seat {
         }
     }
 
-    /// Takes in a frame, and pushes it on if it was news.
-    pub(super) async fn hear_frame(&mut self, Pushed { from, frame }: Pushed) {
-        let now = Instant::now();
-        let interval = self.stay.config.interval;
-        let (heard, news) = {
-            let chitchat = self.chitchat.chitchat();
-            let mut chitchat = chitchat.lock().await;
-            let counts = |node_id: &str| self.builder.counts(node_id);
-            let heard = self.eager.hear(&frame, &mut chitchat, counts, interval, now);
-            let news = match &heard {
-                Heard::Applied(owner) => chitchat.node_state(owner).map(|state| (owner.clone(), state)),
-                _ => None,
-            };
-            if let Some((owner, state)) = &news {
-                self.builder.see(owner, state, Via::Frame, now);
-            }
-            (heard, news.map(|(owner, _)| owner.gossip_advertise_addr))
-        };
+    /// Takes in a frame and those that wait behind it, and pushes on what was news.
+    pub(super) async fn hear_frames(&mut self, first: Pushed) {
+        let wire = self.stay.wire.clone();
+        self.hear_frame(first).await;
+        for _ in 1..FRAMES_AT_ONCE {
+            let Some(next) = wire.pushed().now_or_never().flatten() else { return };
+            self.hear_frame(next).await;
+        }
+    }
+
+    async fn hear_frame(&mut self, Pushed { from, frame }: Pushed) {
+        let heard = self.take_in(&frame).await;
         self.stay.wire.counters().frame(heard.outcome());
-        if heard == (Heard::Gap { pull: true }) {
-            self.gossip(from);
+        match heard {
+            Heard::Applied(owner) => {
+                self.tell_soon();
+                self.forward(frame, [from, owner.gossip_advertise_addr]);
+            }
+            Heard::Gap { owner, pull: true } => self.pull(&owner.node_id, from),
+            _ => {}
         }
-        if let Some(owner) = news {
-            self.tell_soon();
-            self.forward(frame, [from, owner]);
+    }
+
+    /// Takes a frame into chitchat and into the view.
+    pub(super) async fn take_in(&mut self, frame: &[u8]) -> Heard {
+        let (now, interval) = (Instant::now(), self.stay.config.interval);
+        let chitchat = self.chitchat.chitchat();
+        let mut chitchat = chitchat.lock().await;
+        let heard =
+            self.eager.hear(frame, &mut chitchat, |node_id| self.builder.counts(node_id), interval, now);
+        if let Heard::Applied(owner) = &heard
+            && let Some(state) = chitchat.node_state(owner)
+        {
+            self.builder.see(owner, state, Via::Frame, now);
         }
+        heard
     }
 
     fn forward(&mut self, frame: Bytes, not_to: [SocketAddr; 2]) {

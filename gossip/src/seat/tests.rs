@@ -3,6 +3,7 @@ use std::sync::Mutex;
 use super::*;
 use crate::fixtures::{host, member};
 use crate::memory::MemoryNetwork;
+use crate::pull::Missing;
 use crate::record::Key;
 use crate::standing::Standing;
 use crate::standing::Timings;
@@ -190,4 +191,31 @@ async fn a_region_near_the_wall_lets_no_new_host_in() {
     assert!(a.greeting(&stranger, address(9)).await.full.is_some_and(|bytes| bytes > ADMISSION_BYTES_MAX));
     let resident: HostId = "000000000007".parse().unwrap();
     assert_eq!(a.greeting(&resident, address(3)).await.full, None, "who is in may come back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_missing_of_a_host_is_told_if_a_frame_can_carry_it() {
+    let network = MemoryNetwork::new();
+    let (mut seat, _) = seat(&network, "a", 1, &[]).await;
+    let version = seat.own.version();
+    let nothing = |answer: Option<Vec<u8>>| answer.map(|frame| frame.is_empty());
+    for (node_id, generation, held, expected) in [
+        ("a", 1000, version, Some(true)),
+        ("a", 1000, version + 5, Some(true)),
+        ("a", 1000, version - 1, Some(false)),
+        ("a", 999, version, Some(false)),
+        ("a", 0, 0, Some(false)),
+        ("b", 0, 0, None),
+    ] {
+        let question = Missing { node_id, generation, version: held }.encode();
+        let answer = seat.tell_missing(&question).await;
+        assert_eq!(nothing(answer), expected, "{node_id} {generation} {held}");
+    }
+    assert_eq!(seat.tell_missing(&[0xff; 3]).await, None);
+
+    seat.publish((100..300).map(|number| Change::Put(member(number))).collect()).await.unwrap();
+    let all = Missing { node_id: "a", generation: 0, version: 0 }.encode();
+    assert_eq!(seat.tell_missing(&all).await, None);
+    let last = Missing { node_id: "a", generation: 1000, version: seat.own.version() - 1 }.encode();
+    assert_eq!(nothing(seat.tell_missing(&last).await), Some(false));
 }

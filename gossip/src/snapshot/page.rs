@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::member_key;
 use crate::id::HostId;
+use crate::interner::Interner;
 use crate::merge::{Track, ViewBuilder};
 use crate::packed::{pack, unpack};
 use crate::record::Record;
@@ -194,9 +195,9 @@ impl<'a> Held<'a> {
         self.key_values.iter().filter(|kv| kv.status != Status::Deleted).map(|kv| (kv.key, kv.value))
     }
 
-    pub(super) fn stretch(self) -> Stretch<'a> {
+    pub(super) fn stretch(self, names: &Interner) -> Stretch<'a> {
         Stretch {
-            owner: ChitchatId::new(self.node_id, self.generation, self.address),
+            owner: ChitchatId::new(names.text(self.node_id), self.generation, self.address),
             extent: self.extent,
             key_values: self.key_values,
         }

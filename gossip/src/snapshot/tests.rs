@@ -97,7 +97,7 @@ async fn a_region_longer_than_a_page_comes_whole() {
     let view = joiner.build().unwrap();
     assert!(view.whole && view.hosts.len() == 40 && view.members().count() == 4000);
     let mut empty = Peer::knowing(0, 0, Vec::new()).chitchat;
-    snapshot.apply(&mut empty);
+    snapshot.apply(&mut empty, &Interner::default());
     assert_eq!(empty.node_states().values().map(|state| state.num_key_values()).sum::<usize>(), 40 * 101);
     assert!(joiner.moved(empty.node_states().iter()).iter().all(|(owner, _)| &*owner.node_id == "peer"));
 }
@@ -169,6 +169,6 @@ async fn the_dead_and_the_gone_are_remembered_with_their_age() {
     assert_eq!(view.ghosts().count(), 6);
     // Nothing of them goes into chitchat: each joiner would keep them there for another grace.
     let mut empty = Peer::knowing(0, 0, Vec::new()).chitchat;
-    snapshot.apply(&mut empty);
+    snapshot.apply(&mut empty, &Interner::default());
     assert_eq!(empty.node_states().len(), 1);
 }

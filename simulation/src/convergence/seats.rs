@@ -81,7 +81,7 @@ impl Seats {
             network,
             seats: (0..hosts).map(|_| None).collect(),
             region: "simulated".parse()?,
-            parsed: Interner::default(),
+            parsed: Interner::shared(),
             setting,
             clock: Arc::new(clock),
         })

@@ -100,7 +100,7 @@ fn identities(region: &Path, place: &Host, count: usize) -> io::Result<Vec<Ident
 async fn take_all(identities: Vec<Identity>, address: IpAddr, size: Size) -> io::Result<Vec<Gossip>> {
     let (mut seats, mut joining) = (Vec::new(), JoinSet::new());
     let numbers = AtomicU32::new((size.hosts * size.members) as u32);
-    let shared = (Interner::default(), Arc::new(numbers));
+    let shared = (Interner::shared(), Arc::new(numbers));
     for (number, identity) in identities.into_iter().enumerate() {
         eprint!("\r{number} hosts have joined  ");
         // The second one joins by the first one.
