@@ -3,6 +3,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 ROOT  := $(if $(filter 0,$(shell id -u)),,sudo -E)
 ONLY  ?= attach
+BUILD ?= $(CARGO) build --workspace --bins
 PREFIX ?= /usr/local
 MUSL  := $(shell uname -m)-unknown-linux-musl
 
@@ -16,7 +17,8 @@ demo: ## three hosts on this machine, proved line by line (under a minute after 
 	$(CARGO) build --release -p node -p tests --bin warren --bin warren-demo
 	target/release/warren-demo
 
-# Every step builds the whole workspace with the same features, so that nothing is built twice.
+# Every step builds the whole workspace with the same features, the tests' own ones too, so that nothing is built twice.
+test: export BUILD = $(CARGO) build --workspace --bins --tests
 test: ## everything: lints, unit tables, simulation, contract suites and end-to-end on real namespaces
 	@.ci/deps test
 	@rm -f target/left-out
@@ -38,14 +40,14 @@ unit: ## tables and properties of every crate
 	$(CARGO) test --workspace --lib --bins
 
 e2e: ## contract suites, and hosts of namespaces with real agents and real packets
-	$(CARGO) build --workspace --bins
+	$(BUILD)
 	CARGO="$(CARGO)" .ci/e2e
 
 e2e-kernel: ## the same stories on the kernel's WireGuard: here, or emulated [KERNEL=linux-image-6.12-cloud-amd64 ONLY=namespaces]
 	@tests/kernel/run
 
 chaos: ## agents, engines and paths that come and go under 20 connections: make chaos MINUTES=10 [SEED=7]
-	$(CARGO) build --workspace --bins
+	$(BUILD)
 	WARREN_CHAOS_MINUTES=$(or $(MINUTES),10) WARREN_CHAOS_SEED=$(SEED) $(CARGO) test --workspace --test chaos -- --nocapture
 
 # Half a gigabyte of compilers and checkers, which `make test` does without: it asks by glibc, musl and dig.
@@ -54,7 +56,7 @@ clients: ## names, asked by Go, Node and Java, and by the zone checkers zonemast
 	$(CARGO) test -p tests --test clients -- --include-ignored
 
 sim: ## the same node on a simulated region: make sim SEEDS=1..200
-	$(CARGO) build --workspace --bins
+	$(BUILD)
 	target/debug/simulation $(if $(HOSTS),--hosts $(HOSTS)) --seeds $(or $(SEEDS),1..200)
 
 bench: ## measure against the targets: make bench ONLY=agent,attach,convergence,datapath,dns,runtimes,simulation [HOSTS=1000] [ROUNDS=5]
@@ -87,7 +89,7 @@ deb: ## a Debian package: target/debian/warren_*.deb (needs cargo-deb)
 
 deb-check: deb ## that package, installed, upgraded and purged on a machine that systemd boots
 	@.ci/deps test
-	$(CARGO) build --workspace --bins
+	$(BUILD)
 	$(CARGO) test --workspace --test package -- --include-ignored
 
 static: ## a binary that needs no libraries: target/*-musl/release/warren (needs rustup and musl-tools)
