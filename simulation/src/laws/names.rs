@@ -14,7 +14,6 @@ use node::store::Entry;
 use resolver::Zone;
 
 use super::claims::{holders, number, numbered};
-use super::reach::is_its_turn;
 use crate::cluster::{Cluster, Life};
 
 /// Whole names, with what they resolve to.
@@ -47,7 +46,7 @@ const ZONE: &str = "private-network.internal";
 /// What has not changed since it was looked at holds still.
 pub fn follow_the_view(cluster: &mut Cluster) -> anyhow::Result<()> {
     let mut looked_at = BTreeMap::new();
-    for (number, host, now) in cluster.live().filter(|(number, ..)| is_its_turn(cluster, *number)) {
+    for (number, host, now) in cluster.live() {
         let same =
             |last: &Snapshot| Arc::ptr_eq(&last.view, &now.view) && Arc::ptr_eq(&last.zones, &now.zones);
         if !cluster.looked_at.get(&number).is_some_and(same) {

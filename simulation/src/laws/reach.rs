@@ -197,7 +197,7 @@ pub fn no_wrong_container(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 /// Whether a host is looked at just now: in a large region, by turns.
-pub(super) fn is_its_turn(cluster: &Cluster, host: usize) -> bool {
+fn is_its_turn(cluster: &Cluster, host: usize) -> bool {
     let turns = cluster.hosts.len().div_ceil(SMALL);
     let now = cluster.history.elapsed().as_secs() / FULL.as_secs();
     host % turns == usize::try_from(now).unwrap_or_default() % turns

@@ -189,7 +189,8 @@ fn records(number: usize, host: &HostId, size: Size) -> io::Result<Vec<Record>> 
         }
     }
     // Nobody sends there: tunnel ends are in a documentation network (RFC 5737).
-    let vtep = SocketAddr::from(([198, 51, 100, number as u8 + 1], 4789));
+    let end = Ipv4Addr::from_bits(Ipv4Addr::new(198, 51, 100, 1).to_bits() + number as u32);
+    let vtep = SocketAddr::from((end, 4789));
     records.push(Record::Host(HostRecord { counter: 1, ..HostRecord::new(host.clone(), vtep, 1500) }));
     Ok(records)
 }
