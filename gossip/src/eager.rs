@@ -85,7 +85,7 @@ pub(crate) struct Eager {
     /// When each owner's gap was last pulled.
     pulled: BTreeMap<ChitchatId, Instant>,
     quarantined: BTreeMap<ChitchatId, Instant>,
-    names: Interner,
+    seen: Interner,
 }
 
 /// What came of a frame.
@@ -123,7 +123,7 @@ impl Heard {
 }
 
 impl Eager {
-    pub(crate) fn new(names: Interner) -> Self {
+    pub(crate) fn new(seen: Interner) -> Self {
         Self {
             changes: VecDeque::new(),
             due: None,
@@ -131,7 +131,7 @@ impl Eager {
             pulls: Bucket::of(PULLS),
             pulled: BTreeMap::new(),
             quarantined: BTreeMap::new(),
-            names,
+            seen,
         }
     }
 
@@ -199,11 +199,11 @@ impl Eager {
             }
             _ => {}
         }
-        let owner = ChitchatId::new(self.names.text(header.node_id), header.generation, header.address);
+        let owner = ChitchatId::new(self.seen.text(header.node_id), header.generation, header.address);
         if self.is_quarantined(&owner, now) {
             return Heard::Quarantined;
         }
-        match take(&frame, &owner, chitchat) {
+        match take(&frame, &owner, chitchat, &self.seen) {
             Err(MalformedFrame) => Heard::Malformed,
             Ok(Verdict::Replace { .. } | Verdict::Merge) => Heard::Applied(owner),
             Ok(Verdict::Duplicate) => Heard::Duplicate,
@@ -274,8 +274,13 @@ impl Stretch<'_> {
     }
 }
 
-fn take(frame: &Frame<'_>, owner: &ChitchatId, chitchat: &mut Chitchat) -> Result<Verdict, MalformedFrame> {
-    let body = frame.body()?;
+fn take(
+    frame: &Frame<'_>,
+    owner: &ChitchatId,
+    chitchat: &mut Chitchat,
+    seen: &Interner,
+) -> Result<Verdict, MalformedFrame> {
+    let body = frame.body(seen)?;
     let key_values = key_values(&body)?;
     let stretch = Stretch { owner: owner.clone(), extent: frame.header.extent, key_values };
     apply(chitchat, &stretch).map_err(|error| {

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::config::KnownHost;
 use crate::counters::Counters;
 use crate::id::{HostId, MemberId, NetworkId};
-use crate::interner::Interner;
+use crate::interner::{Interner, Print};
 use crate::standing::{Life, Sign, Standing, Timings};
 use crate::view::{Host, HostRecords, Vanished, Via, View};
 
@@ -96,6 +96,8 @@ pub(crate) struct Accepted {
     pub(crate) address: SocketAddr,
     pub(crate) via: Via,
     pub(crate) records: Arc<HostRecords>,
+    /// What the records are told apart by, where agents share them.
+    pub(crate) print: Option<Print>,
 }
 
 impl Track {

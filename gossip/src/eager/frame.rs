@@ -1,12 +1,12 @@
 //! The wire form of a frame: one byte for the format, a header that is read without the rest (most
 //! copies are duplicates), and the keys, compressed.
 
-use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::interner::{Interner, Unpacked};
 use crate::packed::{pack, unpack};
 use crate::stretch::{Extent, KeyValue, Stretch};
 
@@ -59,8 +59,8 @@ impl<'a> Frame<'a> {
     }
 
     /// Unpacks the keys, for [`key_values`].
-    pub(super) fn body(&self) -> Result<Cow<'a, [u8]>, MalformedFrame> {
-        unpack(self.rest, BODY_BYTES_MAX).ok_or(MalformedFrame)
+    pub(super) fn body(&self, seen: &Interner) -> Result<Unpacked<'a>, MalformedFrame> {
+        seen.unpacked(self.rest, || unpack(self.rest, BODY_BYTES_MAX)).ok_or(MalformedFrame)
     }
 }
 
@@ -100,7 +100,7 @@ mod tests {
             let Header { node_id, generation, address, extent } = frame.header;
             let owner = ChitchatId::new(node_id, generation, address);
             assert_eq!((&owner, extent), (&stretch.owner, stretch.extent));
-            assert_eq!(key_values(&frame.body().unwrap()).unwrap(), stretch.key_values);
+            assert_eq!(key_values(&frame.body(&Interner::default()).unwrap()).unwrap(), stretch.key_values);
         }
     }
 
@@ -123,7 +123,7 @@ mod tests {
         #[test]
         fn no_bytes_panic(bytes: Vec<u8>) {
             for bytes in [bytes.clone(), [vec![FORMAT], bytes].concat()] {
-                if let Ok(frame) = Frame::of(&bytes) && let Ok(body) = frame.body() {
+                if let Ok(frame) = Frame::of(&bytes) && let Ok(body) = frame.body(&Interner::default()) {
                     _ = key_values(&body);
                 }
             }

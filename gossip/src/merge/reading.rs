@@ -17,6 +17,7 @@ use crate::view::{HostRecords, Via};
 struct Before<'a> {
     version: u64,
     records: &'a HostRecords,
+    print: Option<Print>,
 }
 
 impl ViewBuilder {
@@ -35,8 +36,16 @@ impl ViewBuilder {
             return;
         }
         let same = track.accepted.as_ref().filter(|accepted| accepted.generation == owner.generation_id);
-        let before = same.map(|accepted| Before { version: accepted.version, records: &accepted.records });
-        let records = self.records_of(node_id, state, before);
+        let before = same.map(|accepted| Before {
+            version: accepted.version,
+            records: &accepted.records,
+            print: accepted.print,
+        });
+        let print = match before.and_then(|before| Some((before.print?, before.version))) {
+            Some(before) => self.parsed.print_since(before, owner, state),
+            None => self.parsed.print(node_id, state.key_values()),
+        };
+        let records = self.records_of(node_id, state, print, before);
         let accepted = records.map(|records| Accepted {
             host: records.host.name.clone(),
             generation: owner.generation_id,
@@ -44,6 +53,7 @@ impl ViewBuilder {
             address: owner.gossip_advertise_addr,
             via,
             records,
+            print,
         });
         match accepted {
             Some(accepted) => self.accept(&owner.node_id, accepted, now),
@@ -84,6 +94,7 @@ impl ViewBuilder {
             address: memory.address,
             via: memory.via,
             records,
+            print,
         };
         self.accept(&node_id, accepted, now);
     }
@@ -113,9 +124,9 @@ impl ViewBuilder {
         &self,
         node_id: &str,
         state: &NodeState,
+        print: Option<Print>,
         before: Option<Before<'_>>,
     ) -> Option<Arc<HostRecords>> {
-        let print = self.parsed.print(node_id, state.key_values());
         let live = state.key_values_including_deleted().filter(|(_, value)| !value.is_deleted());
         let live = live.map(|(key, value)| (key, value.value.as_str(), Some(value.version)));
         self.shared(print, || self.read(node_id, live, before))
