@@ -243,13 +243,18 @@ impl Kernel for MemoryKernel {
             return Err(error);
         }
         if let Op::Inside { network, member, site, change } = op {
-            let seen = host.member(network, member, site);
+            let fresh =
+                host.inside(network, member, site).is_none().then(|| host.find(&site.netns).map(fresh));
             host.sites.insert((network.clone(), member.clone()), site.clone());
             if let InsideChange::Link(link) = change {
                 host.keys.insert((network.clone(), member.clone()), link.private_key.clone());
             }
             let networks = &mut host.state_mut().networks;
-            networks.entry(network.clone()).or_default().members.insert(member.clone(), seen);
+            let members = &mut networks.entry(network.clone()).or_default().members;
+            let seen = members.entry(member.clone()).or_default();
+            if let Some(fresh) = fresh {
+                seen.inside = fresh.ok();
+            }
         }
         host.state_mut().apply(op);
         host.applied += 1;
@@ -327,17 +332,19 @@ impl Host {
     /// A member as it is: its container's side is there only while the container is.
     fn member(&self, network: &str, id: &str, site: &Site) -> ObservedMember {
         let known = self.state.networks.get(network).and_then(|network| network.members.get(id));
-        let mut seen = known.cloned().unwrap_or_default();
+        let container = self.find(&site.netns).ok();
+        let inside = container
+            .map(|container| self.inside(network, id, site).cloned().unwrap_or_else(|| fresh(container)));
+        ObservedMember { binding: known.and_then(|known| known.binding.clone()), inside }
+    }
+
+    /// What was made in this container for a member.
+    fn inside(&self, network: &str, id: &str, site: &Site) -> Option<&Inside> {
         let made = self.sites.get(&(network.to_owned(), id.to_owned()));
         if made.is_some_and(|made| made.netns != site.netns) {
-            seen.inside = None;
+            return None;
         }
-        let container = self.find(&site.netns).ok();
-        seen.inside = container.map(|container| {
-            let fresh = Inside { ipv6: container.ipv6, ..Inside::default() };
-            seen.inside.take().unwrap_or(fresh)
-        });
-        seen
+        self.state.networks.get(network)?.members.get(id)?.inside.as_ref()
     }
 
     /// What the kernel would refuse.
@@ -386,8 +393,7 @@ impl Host {
         bound: bool,
     ) -> Result<(), Error> {
         let container = self.find(&site.netns)?;
-        let seen = self.member(network, member, site);
-        let device = seen.inside.as_ref().and_then(|inside| inside.device.as_ref());
+        let device = self.inside(network, member, site).and_then(|inside| inside.device.as_ref());
         match change {
             InsideChange::Guard(_) if !container.nf_tables => Err(Error::from(
                 crate::netlink::nft::NftError::Unsupported(std::io::ErrorKind::Unsupported.into()),
@@ -427,4 +433,9 @@ impl Host {
         };
         container.links.contains(&site.ifname) || others.into_iter().any(|(key, _)| has_device(key))
     }
+}
+
+/// A container's side in which nothing was made.
+fn fresh(container: &Container) -> Inside {
+    Inside { ipv6: container.ipv6, ..Inside::default() }
 }

@@ -15,7 +15,7 @@ pub use peers::Peers;
 
 use crate::netlink::nft::Rules;
 use crate::plan::{FabricChange, InsideChange, MemberChange, Op};
-use crate::state::{Addresses, Mac, Peer, Vtep};
+use crate::state::{Addresses, Few, Mac, Peer, Vtep};
 
 /// What stands of everything that is ours, by network.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -47,7 +47,7 @@ pub struct ObservedFabric {
     /// The host ends of the veths, by interface name.
     pub ports: BTreeMap<String, Port>,
     /// Rows of `vxlan0`: a MAC with two tunnel ends would have its frames duplicated.
-    pub rows: BTreeMap<Mac, BTreeSet<Vtep>>,
+    pub rows: BTreeMap<Mac, Few<Vtep>>,
     /// Static rows of `br0` to members' ports, by interface name.
     pub local_rows: BTreeMap<Mac, String>,
 }
@@ -285,7 +285,7 @@ impl ObservedFabric {
                 }
             }
             FabricChange::Rows(rows) if self.vxlan.is_some() => {
-                self.rows.extend(rows.iter().map(|(mac, vtep)| (*mac, BTreeSet::from([*vtep]))));
+                self.rows.extend(rows.iter().map(|(mac, vtep)| (*mac, Few::from([*vtep]))));
             }
             FabricChange::DropRows(rows) => {
                 self.rows.retain(|mac, ends| {

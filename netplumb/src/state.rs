@@ -1,6 +1,6 @@
 //! The kernel state of private networks as values: what should be and what is.
 
-mod addresses;
+mod few;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,7 +15,7 @@ use blake2::{Blake2s256, Digest};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-pub use addresses::Addresses;
+pub use few::{Addresses, Few};
 
 /// Bytes that VXLAN adds to an inner packet over an IPv4 underlay: inner Ethernet 14, VXLAN 8, UDP 8,
 /// IPv4 20 (RFC 7348 §5).

@@ -12,7 +12,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::netlink::link::absent;
 use crate::netlink::socket::Rtnl;
-use crate::state::{Mac, Vtep};
+use crate::state::{Few, Mac, Vtep};
 
 const REPLACE: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 
@@ -20,7 +20,7 @@ const REPLACE: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 #[derive(Debug, Default)]
 pub(crate) struct Forwarding {
     /// Rows of `vxlan0` (self).
-    pub(crate) remote: BTreeMap<Mac, BTreeSet<Vtep>>,
+    pub(crate) remote: BTreeMap<Mac, Few<Vtep>>,
     /// Static rows of the bridge (master), by index of the port.
     pub(crate) local: BTreeMap<Mac, u32>,
 }

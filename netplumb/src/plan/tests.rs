@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::observed::{Observed, ObservedPeer, port_name};
-use crate::state::{Desired, Fabric, Guard, Member, Network, Ours, Trace};
+use crate::state::{Desired, Fabric, Few, Guard, Member, Network, Ours, Trace};
 use crate::{Error, Kernel, MemoryKernel, Reconciler};
 
 const NETWORKS: [&str; 2] = ["pn-0", "pn-1"];
@@ -185,8 +185,8 @@ fn damage(state: &mut Observed, network: usize, slot: u8, kind: u8) {
             fabric.vxlan.iter_mut().for_each(|vxlan| vxlan.port.enslaved = false);
         }
         (3, Some(fabric), _) if fabric.vxlan.is_some() => {
-            fabric.rows.values_mut().for_each(|ends| _ = ends.insert(vtep));
-            fabric.rows.insert(stranger, BTreeSet::from([vtep]));
+            fabric.rows.values_mut().for_each(|ends| ends.insert(vtep));
+            fabric.rows.insert(stranger, Few::from([vtep]));
         }
         (4, Some(fabric), Some(member)) => {
             fabric.ports.remove(&name);

@@ -1,69 +1,90 @@
-//! The addresses of a peer.
+//! Sets of one or two.
 
 use std::net::IpAddr;
 use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 
-/// Addresses, each once and in order. Whoever has a thousand peers for each of fifty members has fifty thousand of
-/// these: they take no more room than they need.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Vec<IpAddr>")]
-pub struct Addresses(Box<[IpAddr]>);
+/// A few things, each once and in order: a peer's addresses, a row's tunnel ends. Whoever has a thousand peers for each
+/// of fifty members has fifty thousand of these: they take no more room than they need.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<T>", bound(deserialize = "T: Ord + Deserialize<'de>"))]
+pub struct Few<T>(Box<[T]>);
 
-impl Addresses {
+/// The addresses of a peer.
+pub type Addresses = Few<IpAddr>;
+
+impl<T: Ord> Few<T> {
+    /// Puts one in.
+    pub fn insert(&mut self, item: T) {
+        self.extend([item]);
+    }
+
     /// Takes one out.
-    pub fn remove(&mut self, address: &IpAddr) {
-        self.0 = self.0.iter().copied().filter(|is| is != address).collect();
+    pub fn remove(&mut self, item: &T) {
+        self.retain(|is| is != item);
+    }
+
+    /// Takes out what is not to be kept.
+    pub fn retain(&mut self, keep: impl FnMut(&T) -> bool) {
+        let mut items = std::mem::take(&mut self.0).into_vec();
+        items.retain(keep);
+        self.0 = items.into_boxed_slice();
     }
 }
 
-impl From<Vec<IpAddr>> for Addresses {
-    fn from(mut addresses: Vec<IpAddr>) -> Self {
-        addresses.sort_unstable();
-        addresses.dedup();
-        Addresses(addresses.into_boxed_slice())
+impl<T> Default for Few<T> {
+    fn default() -> Self {
+        Few(Box::default())
     }
 }
 
-impl<const N: usize> From<[IpAddr; N]> for Addresses {
-    fn from(addresses: [IpAddr; N]) -> Self {
-        addresses.into_iter().collect()
+impl<T: Ord> From<Vec<T>> for Few<T> {
+    fn from(mut items: Vec<T>) -> Self {
+        items.sort_unstable();
+        items.dedup();
+        Few(items.into_boxed_slice())
     }
 }
 
-impl FromIterator<IpAddr> for Addresses {
-    fn from_iter<T: IntoIterator<Item = IpAddr>>(addresses: T) -> Self {
-        Vec::from_iter(addresses).into()
+impl<T: Ord, const N: usize> From<[T; N]> for Few<T> {
+    fn from(items: [T; N]) -> Self {
+        items.into_iter().collect()
     }
 }
 
-impl Extend<IpAddr> for Addresses {
-    fn extend<T: IntoIterator<Item = IpAddr>>(&mut self, addresses: T) {
-        *self = self.iter().copied().chain(addresses).collect();
+impl<T: Ord> FromIterator<T> for Few<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(items: I) -> Self {
+        Vec::from_iter(items).into()
     }
 }
 
-impl Deref for Addresses {
-    type Target = [IpAddr];
+impl<T: Ord> Extend<T> for Few<T> {
+    fn extend<I: IntoIterator<Item = T>>(&mut self, items: I) {
+        *self = std::mem::take(self).into_iter().chain(items).collect();
+    }
+}
 
-    fn deref(&self) -> &[IpAddr] {
+impl<T> Deref for Few<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
         &self.0
     }
 }
 
-impl IntoIterator for Addresses {
-    type Item = IpAddr;
-    type IntoIter = std::vec::IntoIter<IpAddr>;
+impl<T> IntoIterator for Few<T> {
+    type Item = T;
+    type IntoIter = std::vec::IntoIter<T>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.0.into_vec().into_iter()
     }
 }
 
-impl<'a> IntoIterator for &'a Addresses {
-    type Item = &'a IpAddr;
-    type IntoIter = std::slice::Iter<'a, IpAddr>;
+impl<'a, T> IntoIterator for &'a Few<T> {
+    type Item = &'a T;
+    type IntoIter = std::slice::Iter<'a, T>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.iter()
@@ -82,7 +103,10 @@ mod tests {
         addresses.extend([b, a]);
         assert_eq!(*addresses, [a, b, c]);
         addresses.remove(&b);
-        assert_eq!(Vec::from_iter(addresses), [a, c]);
+        assert_eq!(*addresses, [a, c]);
+        addresses.insert(b);
+        addresses.retain(|is| *is != a);
+        assert_eq!(Vec::from_iter(addresses), [b, c]);
     }
 
     /// An agent and an engine of another version understand each other.

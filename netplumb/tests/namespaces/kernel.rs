@@ -1,13 +1,13 @@
 //! The contract of `Kernel`, held by both twins: the one in memory, and the real one in namespaces.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::lab::{Host, Identity, NETWORK, PORT, Space, VNI, desired, network, ours, run_at};
 use netplumb::plan::{FabricChange, InsideChange, MemberChange, Op, Prune, diff};
-use netplumb::state::{Desired, Guard, NetnsRef, Network, Ours, Vtep};
+use netplumb::state::{Desired, Few, Guard, NetnsRef, Network, Ours, Vtep};
 use netplumb::{Error, Kernel, MemoryKernel, NetlinkKernel, NetnsSource, Reconciler};
 
 const LOCAL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -53,7 +53,7 @@ impl Twin for InMemory {
         let vtep = Vtep { address: Ipv4Addr::new(192, 0, 2, 99).into(), port: PORT };
         self.kernel.edit(|state| {
             let fabric = state.networks.get_mut(NETWORK).and_then(|network| network.fabric.as_mut()).unwrap();
-            fabric.rows.insert(mac, BTreeSet::from([vtep]));
+            fabric.rows.insert(mac, Few::from([vtep]));
         });
     }
 }
