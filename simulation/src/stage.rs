@@ -122,7 +122,7 @@ impl Stage {
     async fn settle(&mut self) -> anyhow::Result<()> {
         let bound = self.bound();
         let one_each = self.joined() + laws::claims::law_3_bound(&self.cluster);
-        while let Err(broken) = self.quiet().await {
+        while let Err(broken) = self.quiet() {
             if self.healed.elapsed() > bound {
                 return Err(broken.context(format!("not quiet within {bound:?}")));
             }
@@ -148,17 +148,17 @@ impl Stage {
 
     /// What ends by itself, such as a quarantine, may be on its way just now.
     async fn stays_quiet(&mut self) -> anyhow::Result<()> {
-        if self.quiet().await.is_ok() {
+        if self.quiet().is_ok() {
             return Ok(());
         }
         sleep(STAYS).await;
-        self.quiet().await.context("it was quiet, and did not stay so")
+        self.quiet().context("it was quiet, and did not stay so")
     }
 
-    async fn quiet(&mut self) -> anyhow::Result<()> {
+    fn quiet(&mut self) -> anyhow::Result<()> {
         self.cluster.collect()?;
         anyhow::ensure!(self.cluster.books.in_flight() == 0, "law 7 broken: calls have no end");
-        laws::once_quiet(&mut self.cluster).await
+        laws::once_quiet(&mut self.cluster)
     }
 
     fn written(&self) -> Vec<usize> {

@@ -40,7 +40,8 @@ pub(super) async fn follow(
             lock(&shared).stirred = Some(Instant::now());
         }
         answering = now;
-        served.read(&snapshot.zones);
+        let is_large = snapshot.view.hosts.len() > SMALL;
+        served.read(&snapshot.zones, is_large);
         let seen = fingerprint(&snapshot.view, &served);
         if seen != last {
             look(&label, &snapshot, &served, seen, &shared);
@@ -49,7 +50,6 @@ pub(super) async fn follow(
             history.note(format_args!("{label} sees {}", describe(&snapshot, seen)));
             last = seen;
         }
-        let is_large = snapshot.view.hosts.len() > SMALL;
         drop(snapshot);
         if is_large {
             sleep(Duration::from_secs(1)).await;
@@ -144,10 +144,7 @@ fn fingerprint(view: &View, served: &Served) -> u64 {
         print.add_number(host.version);
         print.add_number(host.standing as u64);
     }
-    for (name, addresses) in served.names().flat_map(|(_, names)| names) {
-        print.add(name.as_bytes());
-        addresses.iter().for_each(|address| print.add(&address.octets()));
-    }
+    served.prints().for_each(|zone| print.add_number(zone));
     print.0
 }
 

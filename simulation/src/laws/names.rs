@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use gossip::View;
 use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType};
 use gossip::record::{MemberRecord, MemberState};
@@ -14,28 +14,57 @@ use node::store::Entry;
 use resolver::Zone;
 
 use super::claims::{holders, number, numbered};
+use super::each_live;
 use crate::cluster::{Cluster, Life};
+use crate::history::Fingerprint;
 
 /// Whole names, with what they resolve to.
 pub type Names = BTreeMap<String, BTreeSet<Ipv4Addr>>;
 
 /// What an agent's zones answer, read once as long as they are the same zones.
 #[derive(Default)]
-pub struct Served(BTreeMap<NetworkId, (Arc<Zone>, Names)>);
+pub struct Served(BTreeMap<NetworkId, Read>);
+
+struct Read {
+    zone: Arc<Zone>,
+    names: Names,
+    print: u64,
+}
 
 impl Served {
-    /// Reads the zones that are new.
-    pub fn read(&mut self, zones: &BTreeMap<NetworkId, Arc<Zone>>) {
-        self.0.retain(|network, (zone, _)| zones.get(network).is_some_and(|now| Arc::ptr_eq(now, zone)));
+    /// Reads the zones that are new; of a large region only prints are kept.
+    pub fn read(&mut self, zones: &BTreeMap<NetworkId, Arc<Zone>>, is_large: bool) {
+        self.0.retain(|network, read| {
+            let same = zones.get(network).is_some_and(|now| Arc::ptr_eq(now, &read.zone));
+            same && (is_large || !read.names.is_empty())
+        });
         for (network, zone) in zones {
-            self.0.entry(*network).or_insert_with(|| (zone.clone(), served(zone)));
+            self.0.entry(*network).or_insert_with(|| {
+                let names = served(zone);
+                let print = print(&names);
+                Read { zone: zone.clone(), names: if is_large { Names::new() } else { names }, print }
+            });
         }
     }
 
     /// What was read, by network.
     pub fn names(&self) -> impl Iterator<Item = (&NetworkId, &Names)> {
-        self.0.iter().map(|(network, (_, names))| (network, names))
+        self.0.iter().map(|(network, read)| (network, &read.names))
     }
+
+    /// Prints of what was read, network by network.
+    pub fn prints(&self) -> impl Iterator<Item = u64> {
+        self.0.values().map(|read| read.print)
+    }
+}
+
+fn print(names: &Names) -> u64 {
+    let mut print = Fingerprint::default();
+    for (name, addresses) in names {
+        print.add(name.as_bytes());
+        addresses.iter().for_each(|address| print.add(&address.octets()));
+    }
+    print.0
 }
 
 const ZONE: &str = "private-network.internal";
@@ -45,18 +74,17 @@ const ZONE: &str = "private-network.internal";
 ///
 /// What has not changed since it was looked at holds still.
 pub fn follow_the_view(cluster: &mut Cluster) -> anyhow::Result<()> {
-    let mut looked_at = BTreeMap::new();
-    for (number, host, now) in cluster.live() {
+    each_live(cluster, |(), number, _, now| {
         let same =
             |last: &Snapshot| Arc::ptr_eq(&last.view, &now.view) && Arc::ptr_eq(&last.zones, &now.zones);
-        if !cluster.looked_at.get(&number).is_some_and(same) {
-            let mut served = Served::default();
-            served.read(&now.zones);
-            follow_view(&now, &served).with_context(|| host.label())?;
+        if cluster.looked_at.get(&number).is_some_and(same) {
+            return Ok(());
         }
-        looked_at.insert(number, now);
-    }
-    cluster.looked_at = looked_at;
+        let mut served = Served::default();
+        served.read(&now.zones, false);
+        follow_view(now, &served)
+    })?;
+    cluster.looked_at = cluster.live().map(|(number, _, now)| (number, now)).collect();
     Ok(())
 }
 
@@ -98,14 +126,14 @@ pub fn are_those_promised(cluster: &Cluster) -> anyhow::Result<()> {
         let record = node::project::record(entry);
         add(names, entry.network, &record, entry.ordinal.filter(|_| holds));
     }
-    for (_, host, snapshot) in cluster.live() {
+    each_live(cluster, |(), _, _, snapshot| {
         for (network, zone) in &*snapshot.zones {
             let (found, none) = (served(zone), Names::new());
             let expected = expected.get(network).unwrap_or(&none);
-            ensure!(found == *expected, "{} serves {found:#?}\npromised were {expected:#?}", host.label());
+            ensure!(found == *expected, "it serves {found:#?}\npromised were {expected:#?}");
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// What a numbered name is made of.

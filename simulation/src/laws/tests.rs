@@ -35,7 +35,7 @@ async fn region() -> Cluster {
 
 async fn check(cluster: &mut Cluster) -> anyhow::Result<()> {
     at_any_time(cluster)?;
-    once_quiet(cluster).await?;
+    once_quiet(cluster)?;
     once_rested(cluster)
 }
 
@@ -179,7 +179,7 @@ async fn a_row_that_is_missing() {
     breaks(missing, "a path stays as long as its ends").await;
     let mut cluster = region().await;
     missing(&mut cluster);
-    let error = super::kernels::follow(&cluster).await.unwrap_err();
+    let error = super::kernels::follow(&cluster).unwrap_err();
     assert!(error.to_string().contains("has still to do"), "{error:#}");
     let error = super::kernels::know_the_members(&cluster).unwrap_err();
     assert!(error.to_string().contains("has the rows"), "{error:#}");

@@ -1,10 +1,8 @@
 //! Kernels changed behind their agents' backs.
 
-use std::collections::BTreeSet;
-
 use anyhow::Context as _;
 use netplumb::observed::{ObservedNetwork, PortFlags};
-use netplumb::state::Vtep;
+use netplumb::state::{Few, Vtep};
 use tokio::time::Instant;
 
 use super::Stage;
@@ -41,7 +39,7 @@ impl Meddle for ObservedNetwork {
             match what {
                 Sabotage::DropRows => fabric.rows.clear(),
                 Sabotage::TurnRows => {
-                    fabric.rows.values_mut().for_each(|ends| *ends = BTreeSet::from([elsewhere]));
+                    fabric.rows.values_mut().for_each(|ends| *ends = Few::from([elsewhere]));
                 }
                 Sabotage::DropTunnel => {
                     fabric.vxlan = None;
