@@ -180,9 +180,9 @@ async fn a_row_that_is_missing() {
     let mut cluster = region().await;
     missing(&mut cluster);
     let error = super::kernels::follow(&cluster).unwrap_err();
-    assert!(error.to_string().contains("has still to do"), "{error:#}");
+    assert!(format!("{error:#}").contains("has still to do"), "{error:#}");
     let error = super::kernels::know_the_members(&cluster).unwrap_err();
-    assert!(error.to_string().contains("has the rows"), "{error:#}");
+    assert!(format!("{error:#}").contains("has the rows"), "{error:#}");
     let error = super::reach::everybody_is_reached(&cluster).unwrap_err();
     assert!(error.to_string().contains("None gets it"), "{error:#}");
 }
