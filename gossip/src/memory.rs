@@ -3,6 +3,7 @@
 //! Envelopes travel as values. All waiting is on tokio's timers, all chance is `rand`'s, so that
 //! under a paused clock and a seeded `getrandom` one seed is one history.
 
+mod lane;
 mod link;
 mod meter;
 mod pump;
@@ -16,7 +17,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use chitchat::ChitchatEnvelope;
-use tokio::sync::{Notify, oneshot};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tokio::time::{self, Instant};
 
 use crate::counters::Counters;
@@ -25,10 +27,10 @@ use crate::queue::Queue;
 use crate::wire::{
     ANSWER_BYTES_MAX, AskError, FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, Pushed, Question, Received, Refusal, Wire,
 };
+use lane::{Lane, relay};
 use link::{Arrivals, Journey, Links};
 pub use link::{Delay, Link};
 use meter::Meter;
-use pump::{Flights, Next};
 
 /// Envelopes or questions one agent lets wait; the oldest is dropped beyond.
 const WAITING_MAX: usize = 1024;
@@ -38,23 +40,32 @@ const FRAMES_WAITING_MAX: usize = 256;
 const WRITE_BOUND: Duration = Duration::from_secs(5);
 
 /// A network on which any number of [`MemoryWire`]s meet.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct MemoryNetwork {
     network: Arc<Network>,
+    /// Where its next agents run.
+    lane: usize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Network {
     shared: Mutex<Shared>,
-    /// A message took off that arrives before all others.
-    earlier: Notify,
+    /// The first is the runtime of whoever made the network.
+    lanes: Vec<Lane>,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
     agents: BTreeMap<SocketAddr, Arc<Agent>>,
+    /// In which lane the agents of an address run.
+    homes: BTreeMap<SocketAddr, usize>,
     links: Links,
-    flights: Flights,
+}
+
+impl Default for MemoryNetwork {
+    fn default() -> Self {
+        Self::of_lanes([])
+    }
 }
 
 impl MemoryNetwork {
@@ -63,19 +74,44 @@ impl MemoryNetwork {
         Self::default()
     }
 
+    /// A network with more lanes beside the first: runtimes whose threads run side by side, one millisecond of their
+    /// paused clocks after the other. No message travels faster, so that what goes from lane to lane can wait until the
+    /// millisecond is over in all of them: see [`exchange`](Self::exchange). Only network cards are chance then, which
+    /// lanes take turns at as they come: see [`Link::bandwidth`].
+    pub fn of_lanes(runtimes: impl IntoIterator<Item = Handle>) -> Self {
+        let lanes = [None].into_iter().chain(runtimes.into_iter().map(Some)).map(Lane::new).collect();
+        Self { network: Arc::new(Network { shared: Mutex::default(), lanes }), lane: 0 }
+    }
+
+    /// The same network, whose next agents run in lane `lane`, 0 being the first.
+    pub fn lane(&self, lane: usize) -> Self {
+        Self { network: self.network.clone(), lane }
+    }
+
+    /// Hands over what goes from lane to lane. Nothing may run in any of them meanwhile.
+    pub fn exchange(&self) {
+        for lane in &self.network.lanes {
+            lane.parcels().into_iter().for_each(|parcel| parcel(&self.network));
+        }
+    }
+
     /// An agent at an address; it replaces an older one there.
     pub fn wire(&self, region: &Region, host: &HostId, address: SocketAddr) -> MemoryWire {
         let agent = Arc::new(Agent {
             region: region.clone(),
             host: host.clone(),
             address,
+            lane: self.lane,
             envelopes: Queue::new(WAITING_MAX),
             frames: Queue::patient(FRAMES_WAITING_MAX),
             questions: Queue::new(WAITING_MAX),
             meter: Mutex::default(),
             counters: Arc::default(),
         });
-        lock(&self.network.shared).agents.insert(address, agent.clone());
+        let mut shared = lock(&self.network.shared);
+        shared.agents.insert(address, agent.clone());
+        shared.homes.insert(address, self.lane);
+        drop(shared);
         MemoryWire { network: self.network.clone(), agent }
     }
 
@@ -133,13 +169,19 @@ impl Network {
     }
 
     /// Has a message carried to its receiver.
-    fn fly(self: &Arc<Self>, at: Instant, from: &Arc<Agent>, to: SocketAddr, message: Message) {
-        let next = lock(&self.shared).flights.add(at, from.clone(), to, message);
-        match next {
-            Next::Wait => {}
-            Next::Wake => self.earlier.notify_one(),
-            Next::Carry => drop(tokio::spawn(pump::carry(self.clone()))),
-        }
+    fn fly(self: &Arc<Self>, at: Instant, from: &Arc<Agent>, to: SocketAddr, mut message: Message) {
+        let (here, there) = (from.lane, self.home(to).unwrap_or(from.lane));
+        let from = from.clone();
+        self.across(here, there, move |network| {
+            if let (true, Message::Question { heard, .. }) = (here != there, &mut message) {
+                relay(network, there, here, heard);
+            }
+            network.take_off(there, at, from, to, message);
+        });
+    }
+
+    fn home(&self, of: SocketAddr) -> Option<usize> {
+        if self.lanes.len() == 1 { Some(0) } else { lock(&self.shared).homes.get(&of).copied() }
     }
 }
 
@@ -148,14 +190,18 @@ impl Network {
 enum Message {
     Envelope { envelope: ChitchatEnvelope, bytes: usize },
     Frame(Bytes),
-    Question { body: Vec<u8>, heard: oneshot::Sender<Result<oneshot::Receiver<Vec<u8>>, Refusal>> },
+    Question { body: Vec<u8>, heard: oneshot::Sender<Heard> },
 }
+
+/// Where the answer to a question comes, when it is taken.
+type Heard = Result<oneshot::Receiver<Vec<u8>>, Refusal>;
 
 #[derive(Debug)]
 struct Agent {
     region: Region,
     host: HostId,
     address: SocketAddr,
+    lane: usize,
     envelopes: Queue<Received>,
     frames: Queue<Pushed>,
     questions: Queue<Question>,
@@ -227,10 +273,14 @@ pub struct MemoryWire {
 impl Drop for MemoryWire {
     fn drop(&mut self) {
         self.agent.close();
-        let agents = &mut lock(&self.network.shared).agents;
-        if agents.get(&self.agent.address).is_some_and(|agent| Arc::ptr_eq(agent, &self.agent)) {
-            agents.remove(&self.agent.address);
-        }
+        let agent = self.agent.clone();
+        // Who is there is the same for all lanes.
+        self.network.between(agent.lane, move |network| {
+            let agents = &mut lock(&network.shared).agents;
+            if agents.get(&agent.address).is_some_and(|there| Arc::ptr_eq(there, &agent)) {
+                agents.remove(&agent.address);
+            }
+        });
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use gossip::id::{AppId, HostId, MemberId, NetworkId, ProcessType, Region};
-use gossip::memory::{MemoryNetwork, MemoryWire};
+use gossip::memory::MemoryWire;
 use gossip::{Timings, Wire};
 use node::agent::{self, Seams, Snapshot};
 use node::config::Thresholds;
@@ -26,6 +26,8 @@ pub use host::{Choice, Host, Life, Role, SEEDS};
 pub use weather::Weather;
 
 use crate::history::History;
+use crate::lanes::{self, Lanes};
+use crate::laws::SMALL;
 use host::Running;
 
 /// Gossip rounds, and with them everything that is bounded by their number: as agents choose them that were told
@@ -86,6 +88,7 @@ pub struct Cluster {
     region: Region,
     thresholds: Thresholds,
     epoch_ns: u64,
+    lanes: Lanes,
 }
 
 impl Cluster {
@@ -94,19 +97,22 @@ impl Cluster {
     pub fn new(hosts: u16, epoch_ns: u64, history: History) -> anyhow::Result<Cluster> {
         let interval = interval(hosts);
         let timings = timings(interval);
+        let threads = if usize::from(hosts) > SMALL { lanes::MANY } else { 0 };
+        let lanes = Lanes::start(threads, &history)?;
         let mut cluster = Cluster {
             interval,
             timings,
             history,
             hosts: Vec::new(),
             books: Books::new(),
-            weather: Weather::new(MemoryNetwork::new()),
+            weather: Weather::new(lanes.network.clone()),
             lied_to: false,
             heard: BTreeMap::new(),
             looked_at: BTreeMap::new(),
             region: "simulated".parse()?,
             thresholds: thresholds(timings),
             epoch_ns,
+            lanes,
         };
         for number in 0..hosts {
             cluster.add(format!("host-{number}").parse()?)?;
@@ -135,7 +141,8 @@ impl Cluster {
     /// Starts a host's agent: the first time, or again with what its store and kernel hold.
     pub async fn start(&mut self, host: usize) -> anyhow::Result<()> {
         let region = self.region.clone();
-        let network = self.weather.network.clone();
+        let lane = self.lanes.of(host);
+        let network = self.weather.network.lane(lane.number);
         let host = &mut self.hosts[host];
         ensure!(host.agent.is_none(), "{} runs already", host.id);
         let wire = Arc::new(network.wire(&region, &host.id, host.address));
@@ -151,14 +158,15 @@ impl Cluster {
         };
         self.history.note(format_args!("{} starts", host.label()));
         self.books.starts(&host.label());
-        let handle = agent::start(host.config.clone(), seams).await.with_context(|| host.label())?;
+        let starting = agent::start(host.config.clone(), seams);
+        let handle = lane.within(starting).await.with_context(|| host.label())?;
         let followed = follower::follow(
             host.label(),
             handle.snapshot.clone(),
-            self.history.clone(),
+            lane.history.clone(),
             self.books.shared.clone(),
         );
-        let follower = tokio::spawn(followed).abort_handle();
+        let follower = lane.runtime.spawn(followed).abort_handle();
         let again = !host.starts.is_empty() || host.copy;
         host.began(Running::new(handle, counters, follower));
         // While the seeds start too, hosts that join may be islands of their own.
@@ -294,15 +302,17 @@ impl Cluster {
     }
 
     fn begin(&mut self, host: usize, attempt: Attempt) -> anyhow::Result<()> {
-        let outcome = self.books.begin(&attempt);
+        let lane = self.lanes.of(host);
+        let outcome = self.books.begin(&attempt, lane.number);
         let running = self.hosts[host].agent.as_mut();
         let running = running.with_context(|| format!("host {host} is not running"))?;
         let context = running.handle.context.clone();
-        running.calls.spawn(async move {
+        let attaching = async move {
             tokio::time::sleep_until(attempt.began).await;
             let result = context.attach(attempt.call).await;
             outcome.attached(result.map(|(entry, _)| entry));
-        });
+        };
+        running.calls.spawn_on(attaching, &lane.runtime);
         Ok(())
     }
 
@@ -324,11 +334,13 @@ impl Cluster {
         // As its own agent knows it: its address may have changed.
         let entry = running.handle.snapshot.borrow().journal.get(member).cloned();
         let context = running.handle.context.clone();
-        let outcome = self.books.begin_detach(member);
-        running.calls.spawn(async move {
+        let lane = self.lanes.of(host);
+        let outcome = self.books.begin_detach(member, lane.number);
+        let detaching = async move {
             let result = context.detach(entry.unwrap_or(promised)).await;
             outcome.detached(result);
-        });
+        };
+        running.calls.spawn_on(detaching, &lane.runtime);
         Ok(())
     }
 

@@ -21,26 +21,39 @@ struct Events {
     count: u64,
     kept: usize,
     last: VecDeque<String>,
+    /// What is to be added to another history; none, where it stands here.
+    aside: Option<Vec<(Duration, String)>>,
 }
 
 impl History {
     /// Begins now, by tokio's clock; so many events are kept to be read.
     pub fn begin(kept: usize) -> History {
         let last = VecDeque::new();
-        let events = Events { began: Instant::now(), hash: FNV_OFFSET, count: 0, kept, last };
+        let events = Events { began: Instant::now(), hash: FNV_OFFSET, count: 0, kept, last, aside: None };
         History(Arc::new(Mutex::new(events)))
+    }
+
+    /// A part of this one that is written on another thread, until it is [taken in](Self::take_in).
+    pub fn aside(&self) -> History {
+        let (began, last) = (self.events().began, VecDeque::new());
+        let aside = Some(Vec::new());
+        History(Arc::new(Mutex::new(Events { began, hash: FNV_OFFSET, count: 0, kept: 0, last, aside })))
+    }
+
+    /// Adds what was written aside since the last time.
+    pub fn take_in(&self, aside: &History) {
+        let written = aside.events().aside.as_mut().map(std::mem::take);
+        let mut events = self.events();
+        written.into_iter().flatten().for_each(|(at, what)| events.add(at, &what));
     }
 
     /// Something happened now.
     pub fn note(&self, what: impl Display) {
         let mut events = self.events();
         let at = events.began.elapsed();
-        let line = format!("{:>12.6} s  {what}", at.as_secs_f64());
-        events.hash = fnv(fnv(events.hash, &at.as_nanos().to_be_bytes()), line.as_bytes());
-        events.count += 1;
-        events.last.push_back(line);
-        if events.last.len() > events.kept {
-            events.last.pop_front();
+        match &mut events.aside {
+            Some(aside) => aside.push((at, what.to_string())),
+            None => events.add(at, &what),
         }
     }
 
@@ -74,6 +87,18 @@ impl History {
 
     fn events(&self) -> MutexGuard<'_, Events> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Events {
+    fn add(&mut self, at: Duration, what: &impl Display) {
+        let line = format!("{:>12.6} s  {what}", at.as_secs_f64());
+        self.hash = fnv(fnv(self.hash, &at.as_nanos().to_be_bytes()), line.as_bytes());
+        self.count += 1;
+        self.last.push_back(line);
+        if self.last.len() > self.kept {
+            self.last.pop_front();
+        }
     }
 }
 

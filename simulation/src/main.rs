@@ -5,10 +5,12 @@
 //! are left to the tests that have them.
 
 mod chronicle;
+mod clock;
 mod cluster;
 mod convergence;
 mod entropy;
 mod history;
+mod lanes;
 mod laws;
 mod liar;
 mod operation;
@@ -140,9 +142,7 @@ where
     let thread = thread::Builder::new().name(format!("seed {seed}")).stack_size(STACK_BYTES);
     let ended = thread.spawn(move || {
         entropy::seed(seed);
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build()?;
-        runtime.block_on(told())
+        lanes::runtime(lanes::drive)?.block_on(told())
     })?;
     ended.join().unwrap_or_else(|_| unreachable!("a panic ends the process"))
 }

@@ -7,11 +7,12 @@ use std::thread;
 
 /// What a seed prints, its hash over all that happened included.
 fn history(seed: u64) -> String {
+    history_of(&["--hosts", "4", "--scenario", "life"], seed)
+}
+
+fn history_of(arguments: &[&str], seed: u64) -> String {
     let mut simulation = Command::new(env!("CARGO_BIN_EXE_simulation"));
-    let output = simulation
-        .args(["--hosts", "4", "--scenario", "life", "--seed", &seed.to_string()])
-        .output()
-        .unwrap();
+    let output = simulation.args(arguments).args(["--seed", &seed.to_string()]).output().unwrap();
     let printed = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{printed}");
     printed
@@ -24,6 +25,13 @@ fn the_same_seed_gives_the_same_history() {
         let one = history(seed);
         assert_eq!(one, other.join().unwrap());
     }
+}
+
+/// Its hosts run on several threads, and what happens first does not depend on which of them is faster.
+#[test]
+fn a_large_region_has_one_history_too() {
+    let history = || history_of(&["--hosts", "64", "--scenario", "large-region", "--members", "1"], 1);
+    assert_eq!(history(), history());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::time::{self, Instant};
 
-use super::{Agent, Message, Network, lock};
+use super::{Agent, Lane, Message, Network, lock};
 
 /// A message on its way.
 #[derive(Debug)]
@@ -100,37 +100,35 @@ impl Flights {
     }
 }
 
-/// Delivers messages as they arrive, until none is left.
-pub(super) async fn carry(network: Arc<Network>) {
+/// Delivers a lane's messages as they arrive, until none is left.
+pub(super) async fn carry(network: Arc<Network>, lane: usize) {
+    let Lane { flights, earlier, .. } = &network.lanes[lane];
+    let landed = |now| lock(flights).landed(now);
     loop {
         let now = Instant::now();
-        while let Some(flight) = network.landed(now) {
-            network.deliver(flight);
+        while let Some(flight) = landed(now) {
+            network.deliver(lane, flight);
         }
         let next = {
-            let mut shared = lock(&network.shared);
-            let next = shared.flights.first();
-            shared.flights.is_carried = next.is_some();
+            let mut flights = lock(flights);
+            let next = flights.first();
+            flights.is_carried = next.is_some();
             next
         };
         let Some(next) = next else { return };
         tokio::select! {
             biased;
-            () = network.earlier.notified() => {}
+            () = earlier.notified() => {}
             () = time::sleep_until(next) => {}
         }
     }
 }
 
 impl Network {
-    fn landed(&self, now: Instant) -> Option<Flight> {
-        lock(&self.shared).flights.landed(now)
-    }
-
-    fn deliver(&self, flight: Flight) {
-        // Whoever crashed meanwhile gets nothing.
+    fn deliver(&self, lane: usize, flight: Flight) {
+        // Whoever crashed meanwhile gets nothing, nor does who was in no lane yet when it was sent.
         let Letter { from, to, message } = *flight.letter;
-        if let Some(receiver) = self.agent(to) {
+        if let Some(receiver) = self.agent(to).filter(|receiver| receiver.lane == lane) {
             receiver.receive(&from, message);
         }
     }

@@ -107,8 +107,8 @@ pub struct Origin {
 /// What tasks tell the books.
 #[derive(Default)]
 pub struct Shared {
-    /// What calls came to, and when.
-    outcomes: Vec<(u64, Instant, Outcome)>,
+    /// What calls came to, and when, by the lane they were made in.
+    outcomes: BTreeMap<usize, Vec<(u64, Instant, Outcome)>>,
     /// What every member ever claimed runs.
     pub(super) origins: BTreeMap<MemberId, Origin>,
     /// When an agent last saw a host not answer any more.
@@ -145,6 +145,7 @@ impl Asked {
 /// Where a call tells its outcome.
 pub struct Teller {
     call: u64,
+    lane: usize,
     shared: Arc<Mutex<Shared>>,
 }
 
@@ -158,7 +159,8 @@ impl Teller {
     }
 
     fn tell(self, outcome: Outcome) {
-        lock(&self.shared).outcomes.push((self.call, Instant::now(), outcome));
+        let outcome = (self.call, Instant::now(), outcome);
+        lock(&self.shared).outcomes.entry(self.lane).or_default().push(outcome);
     }
 }
 
@@ -202,22 +204,22 @@ impl Books {
         }
     }
 
-    pub(super) fn begin(&mut self, attempt: &Attempt) -> Teller {
-        self.ask(Asked::Attach(Box::new(attempt.clone())))
+    pub(super) fn begin(&mut self, attempt: &Attempt, lane: usize) -> Teller {
+        self.ask(Asked::Attach(Box::new(attempt.clone())), lane)
     }
 
-    pub(super) fn begin_detach(&mut self, member: &MemberId) -> Teller {
+    pub(super) fn begin_detach(&mut self, member: &MemberId, lane: usize) -> Teller {
         let host = self.promises.get_mut(member).map_or(0, |promise| {
             promise.leaving = true;
             promise.host
         });
-        self.ask(Asked::Detach { host, member: member.clone(), began: Instant::now() })
+        self.ask(Asked::Detach { host, member: member.clone(), began: Instant::now() }, lane)
     }
 
-    fn ask(&mut self, asked: Asked) -> Teller {
+    fn ask(&mut self, asked: Asked, lane: usize) -> Teller {
         self.calls += 1;
         self.asked.insert(self.calls, asked);
-        Teller { call: self.calls, shared: self.shared.clone() }
+        Teller { call: self.calls, lane, shared: self.shared.clone() }
     }
 
     /// How many calls have no outcome yet.
@@ -278,7 +280,8 @@ impl Books {
 
     /// The calls of an agent that ended: nobody gets an answer, and what was answered was answered.
     pub(super) fn calls_ended(&mut self, host: usize) {
-        let answered: BTreeSet<u64> = lock(&self.shared).outcomes.iter().map(|(call, ..)| *call).collect();
+        let answered: BTreeSet<u64> =
+            lock(&self.shared).outcomes.values().flatten().map(|(call, ..)| *call).collect();
         self.asked.retain(|call, asked| asked.host() != host || answered.contains(call));
     }
 
@@ -301,7 +304,7 @@ impl Books {
             return Err(broken.context("law 4 broken: an address has one name set in any view"));
         }
         let outcomes = std::mem::take(&mut lock(&self.shared).outcomes);
-        for (call, at, outcome) in outcomes {
+        for (call, at, outcome) in outcomes.into_values().flatten() {
             match (self.asked.remove(&call), outcome) {
                 (Some(Asked::Attach(attempt)), Outcome::Attached(result)) => {
                     self.attached(*attempt, at, result, history, hosts)?;
