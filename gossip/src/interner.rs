@@ -132,14 +132,20 @@ impl Interner {
         self.shelf(|shelf| shelf.records.get(print)?.upgrade()).flatten()
     }
 
-    pub(crate) fn put(&self, print: Print, records: &Arc<HostRecords>) {
-        self.shelf(|shelf| {
-            shelf.records.insert(print, Arc::downgrade(records));
+    /// Shares records, or returns those that somebody else has shared meanwhile: of one print there is one copy.
+    pub(crate) fn put(&self, print: Print, records: Arc<HostRecords>) -> Arc<HostRecords> {
+        let there = self.shelf(|shelf| {
+            let there = shelf.records.get(&print).and_then(Weak::upgrade);
+            if there.is_none() {
+                shelf.records.insert(print, Arc::downgrade(&records));
+            }
             if shelf.records.len() > shelf.records_max {
                 shelf.records.retain(|_, records| records.strong_count() > 0);
                 shelf.records_max = room_for(shelf.records.len());
             }
+            there
         });
+        there.flatten().unwrap_or(records)
     }
 
     /// The one copy of a text.
@@ -204,13 +210,14 @@ mod tests {
         let (one, other) = (Interner::shared(), Interner::shared());
         let copy = one.clone();
         let a = records("a");
-        one.put(1, &a);
+        one.put(1, a.clone());
         assert!(copy.get(&1).is_some_and(|found| Arc::ptr_eq(&found, &a)));
+        assert!(Arc::ptr_eq(&copy.put(1, records("a")), &a), "who comes second takes what is there");
         assert!(other.get(&1).is_none());
         drop(a);
         assert!(copy.get(&1).is_none());
         for number in 0..1000_u64 {
-            one.put(2 + number, &records("b"));
+            one.put(2 + number, records("b"));
         }
         assert!(one.shelf(|shelf| shelf.records.len()) < Some(100));
     }

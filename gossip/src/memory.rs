@@ -75,9 +75,10 @@ impl MemoryNetwork {
     }
 
     /// A network with more lanes beside the first: runtimes whose threads run side by side, one millisecond of their
-    /// paused clocks after the other. No message travels faster, so that what goes from lane to lane can wait until the
-    /// millisecond is over in all of them: see [`exchange`](Self::exchange). Only network cards are chance then, which
-    /// lanes take turns at as they come: see [`Link::bandwidth`].
+    /// paused clocks after the other. tokio's timers round what travels faster up to one, so that what goes from lane to lane can wait until the
+    /// millisecond is over in all of them: see [`exchange`](Self::exchange). All clocks begin at one moment, no task
+    /// of a lane wakes one of another, and no link has a [`bandwidth`](Link::bandwidth), for whose cards lanes would
+    /// race.
     pub fn of_lanes(runtimes: impl IntoIterator<Item = Handle>) -> Self {
         let lanes = [None].into_iter().chain(runtimes.into_iter().map(Some)).map(Lane::new).collect();
         Self { network: Arc::new(Network { shared: Mutex::default(), lanes }), lane: 0 }
@@ -117,11 +118,13 @@ impl MemoryNetwork {
 
     /// What all links are like from now on, but for those of [`set_link`](Self::set_link).
     pub fn set_links(&self, link: Link) {
+        self.assert_fair(&link);
         self.links(|links| links.default = link);
     }
 
     /// What the link from one address to another is like from now on.
     pub fn set_link(&self, from: SocketAddr, to: SocketAddr, link: Link) {
+        self.assert_fair(&link);
         self.links(|links| links.special.insert((from, to), link));
     }
 
@@ -152,6 +155,13 @@ impl MemoryNetwork {
             Some(late) => links.slow.insert(host, late),
             None => links.slow.remove(&host),
         });
+    }
+
+    fn assert_fair(&self, link: &Link) {
+        assert!(
+            self.network.lanes.len() == 1 || link.bandwidth.is_none(),
+            "lanes would race for network cards"
+        );
     }
 
     fn links<T>(&self, change: impl FnOnce(&mut Links) -> T) {

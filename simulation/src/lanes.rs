@@ -3,9 +3,9 @@
 //! Virtual time goes on by a millisecond, the tick of tokio's timers, in all lanes at once; nothing that a host sends
 //! arrives sooner. So what the hosts of one lane do within a tick does not depend on what those of another one do in
 //! it, and what goes from lane to lane is handed over, in the order of the lanes, while all of them rest. Whoever plays
-//! the script acts while they rest, too. How many there are is part of the history; the machine's cores are not.
+//! the script acts while they rest, too, mostly a tick ahead of them. How many there are is part of the history; the machine's cores are not.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
@@ -20,12 +20,13 @@ use tokio::time::{self, Instant};
 use crate::history::History;
 use crate::{STACK_BYTES, clock, entropy};
 
-/// How many there are in a large region: more than cores, for within a tick some have more to do than others. 1,000
-/// hosts take 327 s on two cores, with two lanes 398, on one thread 550.
+/// How many there are in a large region: more than most machines have cores, for within a tick some have more to do
+/// than others. 1,000 hosts take 327 s on two cores, with two lanes 398, on one thread 550.
 pub const MANY: usize = 8;
 /// Between two exchanges.
 const TICK: Duration = Duration::from_millis(1);
 
+thread_local!(static DRIVES: Cell<bool> = const { Cell::new(false) });
 thread_local!(static DRIVEN: RefCell<Weak<Threads>> = const { RefCell::new(Weak::new()) });
 
 /// Where the hosts of a region run.
@@ -60,17 +61,18 @@ impl Lane {
 }
 
 impl Lanes {
-    /// Lanes with so many threads of their own, which rest whenever the current runtime does anything; it is one of
-    /// [`runtime`]. With none the current runtime itself is the only lane.
+    /// Lanes with so many threads of their own, which rest whenever the current runtime does anything. With none the
+    /// current runtime itself is the only lane.
     ///
     /// # Errors
-    /// A thread does not start.
+    /// A thread does not start, or the current runtime is no [`driver`].
     pub fn start(threads: usize, history: &History) -> anyhow::Result<Lanes> {
         if threads == 0 {
             let lanes = vec![Lane { number: 0, runtime: Handle::current(), history: history.clone() }];
             return Ok(Lanes { network: MemoryNetwork::new(), lanes, _threads: None });
         }
-        let gates = (0..threads).map(|_| Gate::begin()).collect::<anyhow::Result<Vec<_>>>()?;
+        anyhow::ensure!(DRIVES.get(), "the lanes of a large region need a runtime that drives them");
+        let gates = (0..threads).map(|number| Gate::begin(number + 1)).collect::<anyhow::Result<Vec<_>>>()?;
         let runtimes = || gates.iter().map(|(_, runtime)| runtime.clone());
         let network = MemoryNetwork::of_lanes(runtimes());
         let lane = |(number, runtime)| Lane { number, runtime, history: history.aside() };
@@ -124,21 +126,25 @@ impl Drop for Threads {
     }
 }
 
-/// A runtime whose paused clock begins where all others do.
+/// A runtime for the current thread, which drives the lanes that it starts.
 ///
 /// # Errors
 /// As tokio's.
-pub fn runtime(rest: impl Fn() + Send + Sync + 'static) -> anyhow::Result<Runtime> {
-    let mut builder = Builder::new_current_thread();
-    builder.enable_all().start_paused(true).on_thread_park(rest);
-    clock::at_the_beginning(|| builder.build()).context("a runtime")
+pub fn driver() -> anyhow::Result<Runtime> {
+    DRIVES.set(true);
+    runtime(|| {
+        if let Some(threads) = DRIVEN.with_borrow(Weak::upgrade) {
+            threads.turn();
+        }
+    })
 }
 
-/// What a runtime does that drives lanes, when nothing is left to do in it.
-pub fn drive() {
-    if let Some(threads) = DRIVEN.with_borrow(Weak::upgrade) {
-        threads.turn();
-    }
+/// A runtime whose paused clock begins where all others do, and what it does when nothing is left to do in it. It has
+/// no IO, which nobody needs and which takes a system call for each rest.
+fn runtime(rest: impl Fn() + Send + Sync + 'static) -> anyhow::Result<Runtime> {
+    let mut builder = Builder::new_current_thread();
+    builder.enable_time().start_paused(true).on_thread_park(rest);
+    clock::at_the_beginning(|| builder.build()).context("a runtime")
 }
 
 async fn tick_along(tick: Arc<Notify>) {
@@ -168,13 +174,14 @@ enum State {
 
 impl Gate {
     /// Starts a thread that rests there.
-    fn begin() -> anyhow::Result<(Arc<Gate>, Handle)> {
+    fn begin(number: usize) -> anyhow::Result<(Arc<Gate>, Handle)> {
         let state = Mutex::new(State::Runs(Instant::now()));
         let gate = Arc::new(Gate { state, changed: Condvar::new(), opened: Notify::new() });
         let resting = gate.clone();
         let runtime = runtime(move || resting.rest())?;
         let (handle, seed, living) = (runtime.handle().clone(), rand::random(), gate.clone());
-        thread::Builder::new().name("lane".to_owned()).stack_size(STACK_BYTES).spawn(move || {
+        let thread = thread::Builder::new().name(format!("lane {number}")).stack_size(STACK_BYTES);
+        thread.spawn(move || {
             entropy::seed(seed);
             runtime.block_on(living.live());
             drop(runtime);
@@ -214,15 +221,15 @@ impl Gate {
     /// What the lane's thread does, until it ends.
     async fn live(&self) {
         loop {
-            self.opened.notified().await;
             let state = *self.state();
             match state {
                 State::Runs(now) => {
                     time::advance(now.saturating_duration_since(Instant::now())).await;
                 }
                 State::Ends => return,
-                _ => {}
+                State::Rests | State::Ended => {}
             }
+            self.opened.notified().await;
         }
     }
 }

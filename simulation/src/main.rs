@@ -142,7 +142,7 @@ where
     let thread = thread::Builder::new().name(format!("seed {seed}")).stack_size(STACK_BYTES);
     let ended = thread.spawn(move || {
         entropy::seed(seed);
-        lanes::runtime(lanes::drive)?.block_on(told())
+        lanes::driver()?.block_on(told())
     })?;
     ended.join().unwrap_or_else(|_| unreachable!("a panic ends the process"))
 }

@@ -22,7 +22,7 @@ pub(super) struct Lane {
     pub(super) flights: Mutex<Flights>,
     /// A message took off that arrives before all others.
     pub(super) earlier: Notify,
-    /// For other lanes.
+    /// What its agents do to other lanes, and to all.
     parcels: Mutex<Vec<Parcel>>,
 }
 

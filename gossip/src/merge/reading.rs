@@ -139,10 +139,10 @@ impl ViewBuilder {
         }
         let Read { records, clean } = read()?;
         let records = Arc::new(records);
-        if let Some(print) = print.filter(|_| clean) {
-            self.parsed.put(print, &records);
-        }
-        Some(records)
+        Some(match print.filter(|_| clean) {
+            Some(print) => self.parsed.put(print, records),
+            None => records,
+        })
     }
 
     /// Reads one host's records; none without a `host` record, which may be the one of `before`.

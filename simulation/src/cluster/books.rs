@@ -119,8 +119,8 @@ pub struct Shared {
     pub(crate) conflicts: BTreeMap<(NetworkId, Ipv4Addr), Conflict>,
     /// Prints of the views whose zones were looked at and follow them.
     pub(super) followed: BTreeSet<u64>,
-    /// The first law that a view broke by itself.
-    pub(super) broken: Option<anyhow::Error>,
+    /// Laws that a view broke by itself, by when that was and whose it was.
+    pub(super) broken: BTreeMap<(Instant, String), anyhow::Error>,
 }
 
 enum Outcome {
@@ -300,8 +300,10 @@ impl Books {
 
     /// Takes in what tasks have told since the last time.
     pub(super) fn collect(&mut self, history: &History, hosts: &[Host]) -> anyhow::Result<()> {
-        if let Some(broken) = lock(&self.shared).broken.take() {
-            return Err(broken.context("law 4 broken: an address has one name set in any view"));
+        if let Some(((_, label), broken)) = lock(&self.shared).broken.pop_first() {
+            return Err(broken
+                .context(label)
+                .context("law 4 broken: an address has one name set in any view"));
         }
         let outcomes = std::mem::take(&mut lock(&self.shared).outcomes);
         for (call, at, outcome) in outcomes.into_values().flatten() {

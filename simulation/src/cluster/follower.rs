@@ -65,14 +65,16 @@ pub(super) async fn follow(
 ///
 /// Most agents see what another one has seen already: that is looked at once.
 fn look(label: &str, snapshot: &Snapshot, served: &Served, seen: u64, shared: &Mutex<Shared>) {
-    if snapshot.view.hosts.len() > SMALL
-        || lock(shared).followed.contains(&with_members(&snapshot.view, seen))
-    {
+    if snapshot.view.hosts.len() > SMALL {
+        return;
+    }
+    let print = with_members(&snapshot.view, seen);
+    if lock(shared).followed.contains(&print) {
         return;
     }
     match names::follow_view(snapshot, served) {
-        Ok(()) => _ = lock(shared).followed.insert(with_members(&snapshot.view, seen)),
-        Err(broken) => _ = lock(shared).broken.get_or_insert_with(|| broken.context(label.to_owned())),
+        Ok(()) => _ = lock(shared).followed.insert(print),
+        Err(broken) => _ = lock(shared).broken.insert((Instant::now(), label.to_owned()), broken),
     }
 }
 
