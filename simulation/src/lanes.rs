@@ -21,7 +21,7 @@ use crate::history::History;
 use crate::{STACK_BYTES, clock, entropy};
 
 /// How many there are in a large region: more than most machines have cores, for within a tick some have more to do
-/// than others. 1,000 hosts take 327 s on two cores, with two lanes 398, on one thread 550.
+/// than others. 1,000 hosts take 330 s on two cores, with two lanes 400, on one thread 550.
 pub const MANY: usize = 8;
 /// Between two exchanges.
 const TICK: Duration = Duration::from_millis(1);

@@ -33,7 +33,7 @@ fn the_same_seed_gives_the_same_history() {
 /// to them, on many cores or on one.
 #[test]
 fn a_large_region_has_one_history_too() {
-    let arguments = ["--hosts", "61", "--virtual-seconds", "20", "--seed", "3"];
+    let arguments = ["--hosts", "61", "--virtual-seconds", "10", "--seed", "3"];
     let many = thread::spawn(move || printed(Command::new(SIMULATION).args(arguments)));
     let one = printed(Command::new("taskset").args(["-c", "0", SIMULATION]).args(arguments));
     assert_eq!(many.join().unwrap(), one);
