@@ -65,13 +65,14 @@ pub struct Timings {
 impl Timings {
     /// The defaults for a gossip interval: hold 5 intervals, detection 12 (chitchat with phi 8
     /// was measured to find a dead host within 6 s at 500 ms and within 12 s at 1 s), patience 8 up to 500 ms
-    /// and 6.5 beyond (such regions are so large that the last heartbeat goes round for seconds, which come on top),
-    /// gone after 15 min, forgotten after 24 h, away for 120 s at most, ghosts for 120 s, grace 4 min.
+    /// and beyond so long that the sixth look finds a death (such regions are so large that the last heartbeat goes
+    /// round for seconds, which come on top), gone after 15 min, forgotten after 24 h, away for 120 s at most, ghosts
+    /// for 120 s, grace 4 min.
     pub fn of(interval: Duration) -> Self {
         Self {
             hold: 5 * interval,
             detection: 12 * interval,
-            patience: if interval > Duration::from_millis(500) { 13 * interval / 2 } else { 8 * interval },
+            patience: if interval > Duration::from_millis(500) { 23 * interval / 4 } else { 8 * interval },
             gone: Duration::from_secs(15 * 60),
             forget: Duration::from_secs(24 * 3600),
             away_max: Duration::from_secs(120),

@@ -2,7 +2,7 @@
 
 use crate::odd;
 use crate::question::Question;
-use crate::records::{CLASS_IN, RecordSet, rtype};
+use crate::records::{CLASS_IN, rtype};
 use crate::reply::{Reply, Section, rcode};
 use crate::scope::{Authority, Content, HEADER_BYTES, Place, Scope};
 use rand::Rng;
@@ -114,36 +114,31 @@ fn answer_inside(
     match (content, question.rtype) {
         (Content::Apex, rtype::SOA | rtype::ANY) => reply.soa(Section::Answer, authority, scope),
         (Content::Apex, rtype::NS) => reply.ns(authority, scope),
-        (Content::NameServer, rtype::A | rtype::ANY) => {
-            reply.answer_one(rtype::A, &scope.name_server().octets());
+        (Content::NameServer, rtype::A | rtype::ANY) => reply.name_server(scope.name_server()),
+        // ANY gets one set of records (RFC 8482 §4.1).
+        (Content::Node(zone, node), rtype::SRV | rtype::ANY) if !node.services.is_empty() => {
+            reply.answer_services(&node.services, zone.ttl_s(), rng);
         }
-        (Content::Node(node), rtype::SRV | rtype::ANY) if !node.services.is_empty() => {
-            reply.answer_services(&node.services, rng);
+        (Content::Node(_, node), rtype::A | rtype::ANY) if !node.a.is_empty() => reply.answer(&node.a, rng),
+        (Content::Node(_, node), rtype::AAAA) if !node.aaaa.is_empty() => reply.answer(&node.aaaa, rng),
+        (Content::Node(zone, node), rtype::TXT) if !node.txt.is_empty() => {
+            reply.answer_one(rtype::TXT, zone.ttl_s(), |out| out.extend_from_slice(node.txt.data()));
         }
-        _ => match records(content, question.rtype) {
-            Some(records) => reply.answer(records, rng),
-            None => {
-                if matches!(content, Content::Missing) {
-                    code = rcode::NXDOMAIN;
-                }
-                reply.soa(Section::Authority, denying(question, scope, authority), scope);
+        (Content::Pointer(zone, labels), rtype::PTR | rtype::ANY) => {
+            reply.answer_one(rtype::PTR, zone.ttl_s(), |out| {
+                out.extend_from_slice(labels);
+                out.extend_from_slice(zone.suffix().wire());
+            });
+        }
+        _ => {
+            if matches!(content, Content::Missing) {
+                code = rcode::NXDOMAIN;
             }
-        },
+            reply.soa(Section::Authority, denying(question, scope, authority), scope);
+        }
     }
     reply.finish(code);
     code
-}
-
-/// The records of the type asked for, if there are any. ANY gets one set of them (RFC 8482 §4.1).
-fn records<'c>(content: &'c Content<'_>, asked: u16) -> Option<&'c RecordSet> {
-    let records = match (content, asked) {
-        (Content::Node(node), rtype::A | rtype::ANY) => &node.a,
-        (Content::Node(node), rtype::AAAA) => &node.aaaa,
-        (Content::Node(node), rtype::TXT) => &node.txt,
-        (Content::Pointer(records), rtype::PTR | rtype::ANY) => records,
-        _ => return None,
-    };
-    Some(records).filter(|records| !records.is_empty())
 }
 
 /// Who denies a record: DS is the parent's, and a network's parent is the suffix (RFC 4035 §3.1.4.1).

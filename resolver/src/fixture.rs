@@ -2,7 +2,7 @@
 
 use crate::answer::{Outcome, Transport, answer};
 use crate::name::Suffix;
-use crate::records::rtype;
+use crate::records::{Facts, rtype};
 use crate::scope::{Answers, Scope};
 use crate::zone::{Zone, ZoneMember};
 use hickory_proto::op::Message;
@@ -25,7 +25,7 @@ pub(crate) fn member(app: &str, process: &str, ordinal: u32, address: [u8; 4]) -
         address: address.into(),
         address6: None,
         ports: Vec::new(),
-        facts: Vec::new(),
+        facts: Facts::default(),
         late: false,
     }
 }

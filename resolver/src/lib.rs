@@ -36,6 +36,7 @@ pub use counters::{Counters, Durations, Label};
 pub use forward::Forwarder;
 pub use limits::Limits;
 pub use listener::{Listener, Service};
+pub use records::Facts;
 pub use scope::{Answers, Scope};
 pub use services::Port;
 pub use socket::Sockets;

@@ -1,11 +1,16 @@
 //! Domain names in wire form (RFC 1035 §3.1), always lower-cased, so that comparing bytes compares names.
 
+use std::sync::Arc;
+
 /// Longest wire name, its root byte included (RFC 1035 §2.3.4).
 const NAME_BYTES_MAX: usize = 255;
 /// Longest label (RFC 1035 §2.3.4).
 const LABEL_BYTES_MAX: usize = 63;
 /// A 255-byte name has at most 127 labels of one byte each.
 const LABELS_MAX: usize = 127;
+
+/// Labels in wire form without what they stand below; shared by all that have the name.
+pub(crate) type Labels = Arc<[u8]>;
 
 /// The name of a question and where each of its labels starts; lives on the stack.
 pub(crate) struct QuestionName {
@@ -106,10 +111,9 @@ impl Suffix {
         *wire == name.wire[..name.len]
     }
 
-    /// This name below `labels` (wire form without a root byte); `None` if that is too long.
-    pub(crate) fn below(&self, labels: &[u8]) -> Option<Vec<u8>> {
-        let wire = [labels, &self.wire].concat();
-        (wire.len() <= NAME_BYTES_MAX).then_some(wire)
+    /// Whether a name may have these labels before this one.
+    pub(crate) fn has_room(&self, labels: &[u8]) -> bool {
+        labels.len() + self.wire.len() <= NAME_BYTES_MAX
     }
 }
 

@@ -3,6 +3,7 @@
 use rand::{Rng, RngExt};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 /// Address record types and the others we serve (IANA "Resource Record (RR) TYPEs").
 pub(crate) mod rtype {
@@ -50,36 +51,14 @@ impl RecordSet {
         RecordSet::new(rtype::AAAA, ttl_s, addresses.iter().map(|(a, late)| (a.octets(), *late)))
     }
 
-    /// One PTR record whose target is `target`, a whole wire name.
-    pub(crate) fn ptr(ttl_s: u32, target: &[u8]) -> RecordSet {
-        RecordSet::one(rtype::PTR, ttl_s, target)
-    }
-
-    /// One TXT record of these strings (RFC 1035 §3.3.14), each cut to its first 255 bytes.
-    pub(crate) fn txt(ttl_s: u32, texts: &[String]) -> RecordSet {
-        let mut data = Vec::new();
-        for text in texts {
-            let text = &text.as_bytes()[..text.len().min(usize::from(u8::MAX))];
-            data.push(text.len() as u8);
-            data.extend_from_slice(text);
-        }
-        RecordSet::one(rtype::TXT, ttl_s, &data)
-    }
-
-    fn one(rtype: u16, ttl_s: u32, data: &[u8]) -> RecordSet {
-        let mut wire = Vec::with_capacity(FIXED_BYTES + data.len());
-        push_record(&mut wire, OWNER, rtype, ttl_s, data);
-        RecordSet { record_bytes: wire.len(), wire: wire.into_boxed_slice(), prompt: 1 }
-    }
-
     fn new<const N: usize>(
         rtype: u16,
         ttl_s: u32,
-        addresses: impl Iterator<Item = ([u8; N], bool)> + Clone,
+        addresses: impl ExactSizeIterator<Item = ([u8; N], bool)> + Clone,
     ) -> RecordSet {
+        let mut wire = Vec::with_capacity(addresses.len() * (FIXED_BYTES + N));
         let prompt = addresses.clone().filter(|(_, late)| !late);
-        let late = addresses.clone().filter(|(_, late)| *late);
-        let mut wire = Vec::new();
+        let late = addresses.filter(|(_, late)| *late);
         for (address, _) in prompt.clone().chain(late) {
             push_record(&mut wire, OWNER, rtype, ttl_s, &address);
         }
@@ -130,6 +109,47 @@ impl RecordSet {
             out.extend_from_slice(&from[..first]);
             out.extend_from_slice(&before[..wanted - first]);
         }
+    }
+}
+
+/// The texts of one TXT record, ready to be sent: character-strings (RFC 1035 §3.3.14), each text cut to its first
+/// 255 bytes. Copies share them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts(Arc<[u8]>);
+
+impl<T: AsRef<str>> FromIterator<T> for Facts {
+    fn from_iter<I: IntoIterator<Item = T>>(texts: I) -> Facts {
+        let mut data = Vec::new();
+        for text in texts {
+            let text = text.as_ref().as_bytes();
+            let text = &text[..text.len().min(usize::from(u8::MAX))];
+            data.push(text.len() as u8);
+            data.extend_from_slice(text);
+        }
+        Facts(data.into())
+    }
+}
+
+impl Facts {
+    /// The texts, as far as they are sent.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = self.data();
+        std::iter::from_fn(move || {
+            let (&length, data) = rest.split_first()?;
+            let (text, after) = data.split_at_checked(length.into())?;
+            rest = after;
+            Some(text)
+        })
+    }
+
+    /// Whether there is no text.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The record's data.
+    pub(crate) fn data(&self) -> &[u8] {
+        &self.0
     }
 }
 

@@ -6,6 +6,7 @@ use crate::records::{RecordSet, push_record, rtype};
 use crate::scope::{Authority, HEADER_BYTES, NAME_SERVER_LABEL, Scope};
 use crate::services::Services;
 use rand::Rng;
+use std::net::Ipv4Addr;
 
 /// Response codes (IANA "DNS RCODEs").
 pub(crate) mod rcode {
@@ -87,7 +88,8 @@ impl<'o> Reply<'o> {
     }
 
     /// Answers with SRV records, and with their targets' addresses as far as there is room (RFC 2782).
-    pub(crate) fn answer_services(&mut self, services: &Services, rng: &mut impl Rng) {
+    /// `ttl_s` is how long the addresses may be kept, in seconds.
+    pub(crate) fn answer_services(&mut self, services: &Services, ttl_s: u32, rng: &mut impl Rng) {
         let (appended, glue) = services.append(self.out, self.end, rng);
         self.counts[Section::Answer as usize] += appended as u16;
         self.truncated |= appended < services.len();
@@ -96,21 +98,25 @@ impl<'o> Reply<'o> {
             if target < POINTED_MAX {
                 self.push(Section::Additional, |out| {
                     let owner = pointer(target as u16);
-                    push_record(out, owner, rtype::A, services.ttl_s(), &address.octets());
+                    push_record(out, owner, rtype::A, ttl_s, &address.octets());
                 });
             }
         }
     }
 
-    /// Answers with one record owned by the question's name.
-    pub(crate) fn answer_one(&mut self, rtype: u16, data: &[u8]) {
-        let owner = HEADER_BYTES as u16;
-        self.push(Section::Answer, |out| push_record(out, pointer(owner), rtype, NEGATIVE_TTL_S, data));
+    /// Answers with the address of the name server itself.
+    pub(crate) fn name_server(&mut self, address: Ipv4Addr) {
+        self.answer_one(rtype::A, NEGATIVE_TTL_S, |out| out.extend_from_slice(&address.octets()));
+    }
+
+    /// Answers with one record owned by the question's name, its data written by `data`.
+    pub(crate) fn answer_one(&mut self, rtype: u16, ttl_s: u32, data: impl FnOnce(&mut Vec<u8>)) {
+        self.record(Section::Answer, HEADER_BYTES as u16, rtype, ttl_s, data);
     }
 
     /// Adds the authority's SOA record.
     pub(crate) fn soa(&mut self, section: Section, authority: Authority, scope: &Scope) {
-        self.described(section, authority, rtype::SOA, |out| {
+        self.record(section, authority.owner, rtype::SOA, NEGATIVE_TTL_S, |out| {
             let suffix = push_name_server(out, authority, scope);
             out.extend_from_slice(MAILBOX_LABEL);
             out.extend_from_slice(&pointer(suffix));
@@ -121,7 +127,7 @@ impl<'o> Reply<'o> {
 
     /// Answers with the authority's NS record.
     pub(crate) fn ns(&mut self, authority: Authority, scope: &Scope) {
-        self.described(Section::Answer, authority, rtype::NS, |out| {
+        self.record(Section::Answer, authority.owner, rtype::NS, NEGATIVE_TTL_S, |out| {
             push_name_server(out, authority, scope);
         });
     }
@@ -152,16 +158,17 @@ impl<'o> Reply<'o> {
         }
     }
 
-    /// Adds a record the authority owns, its data written by `data`.
-    fn described(
+    /// Adds a record whose owner's name stands at an offset of the message, its data written by `data`.
+    fn record(
         &mut self,
         section: Section,
-        authority: Authority,
+        owner: u16,
         rtype: u16,
+        ttl_s: u32,
         data: impl FnOnce(&mut Vec<u8>),
     ) {
         self.push(section, |out| {
-            push_record(out, pointer(authority.owner), rtype, NEGATIVE_TTL_S, &[]);
+            push_record(out, pointer(owner), rtype, ttl_s, &[]);
             let start = out.len();
             data(out);
             let length = (out.len() - start) as u16;

@@ -1,20 +1,20 @@
 //! Names for addresses: `d.c.b.a.in-addr.arpa` (RFC 1035 §3.5).
 
-use crate::name::QuestionName;
-use crate::records::RecordSet;
+use crate::name::{Labels, QuestionName};
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-/// The PTR records of one subnet, which answers for its addresses alone: they never reach an upstream.
+/// What the addresses of one subnet point to, which answers for its addresses alone: they never reach an upstream.
 ///
 /// A subnet need not end at a whole octet, a zone must: a /22 is served as its four /24 zones.
 #[derive(Clone, Debug)]
 pub(crate) struct Reverse {
     subnet: Ipv4Net,
     apex_octets: usize,
-    pointers: BTreeMap<Ipv4Addr, Arc<RecordSet>>,
+    /// The labels of each target before the network's; copies share them until one is changed.
+    pointers: Arc<BTreeMap<Ipv4Addr, Labels>>,
 }
 
 /// Where in a [`Reverse`] a name lies.
@@ -23,8 +23,8 @@ pub(crate) enum ReversePlace<'r> {
     Apex,
     /// There are names below it, and nothing at it.
     Empty,
-    /// An address with its PTR record.
-    Pointer(&'r RecordSet),
+    /// An address that points to the name with these labels before the network's.
+    Pointer(&'r [u8]),
     /// There is no such name.
     Missing,
 }
@@ -32,16 +32,15 @@ pub(crate) enum ReversePlace<'r> {
 impl Reverse {
     pub(crate) fn new(subnet: Ipv4Net) -> Reverse {
         let apex_octets = usize::from(subnet.prefix_len()).div_ceil(8);
-        Reverse { subnet, apex_octets, pointers: BTreeMap::new() }
+        Reverse { subnet, apex_octets, pointers: Arc::default() }
     }
 
     /// Sets what an address points to; one outside the subnet is left out.
-    pub(crate) fn set(&mut self, address: Ipv4Addr, pointer: Option<RecordSet>) {
-        match pointer {
-            Some(pointer) if self.subnet.contains(&address) => {
-                self.pointers.insert(address, Arc::new(pointer));
-            }
-            _ => _ = self.pointers.remove(&address),
+    pub(crate) fn set(&mut self, address: Ipv4Addr, target: Option<Labels>) {
+        let pointers = Arc::make_mut(&mut self.pointers);
+        match target {
+            Some(target) if self.subnet.contains(&address) => _ = pointers.insert(address, target),
+            _ => _ = pointers.remove(&address),
         }
     }
 
@@ -73,8 +72,8 @@ impl Reverse {
     }
 
     fn inside(&self, octets: [u8; 4], given: usize) -> ReversePlace<'_> {
-        if let Some(records) = self.pointers.get(&Ipv4Addr::from(octets)).filter(|_| given == 4) {
-            return ReversePlace::Pointer(records);
+        if let Some(target) = self.pointers.get(&Ipv4Addr::from(octets)).filter(|_| given == 4) {
+            return ReversePlace::Pointer(target);
         }
         let mut last = octets;
         last[given..].fill(u8::MAX);
@@ -104,8 +103,8 @@ mod tests {
     fn every_name_has_its_place() {
         let check = |subnet: &str, name: &str, expected: &str| {
             let mut reverse = Reverse::new(subnet.parse().unwrap());
-            for (address, target) in [("10.240.1.7", b"\x01x\0"), ("192.0.2.1", b"\x01y\0")] {
-                reverse.set(address.parse().unwrap(), Some(RecordSet::ptr(30, target)));
+            for (address, target) in [("10.240.1.7", b"\x01x"), ("192.0.2.1", b"\x01y")] {
+                reverse.set(address.parse().unwrap(), Some(target.as_slice().into()));
             }
             let wire = Suffix::parse(name).unwrap();
             let place = match reverse.place(&QuestionName::read(wire.wire()).unwrap()) {

@@ -1,7 +1,6 @@
 //! What one container may see.
 
 use crate::name::{QuestionName, Suffix};
-use crate::records::RecordSet;
 use crate::reverse::ReversePlace;
 use crate::zone::{Node, Zone, ZoneError, parse_suffix};
 use std::net::Ipv4Addr;
@@ -88,7 +87,7 @@ impl Scope {
             if let Some(labels) = name.strip(zone.suffix()) {
                 let content = match zone.node(labels) {
                     _ if labels.is_empty() => Content::Apex,
-                    Some(node) => Content::Node(node),
+                    Some(node) => Content::Node(zone, node),
                     None => Content::Missing,
                 };
                 let apex = name.len() - zone.suffix().wire().len();
@@ -128,7 +127,7 @@ impl Scope {
             let content = match zone.reverse().place(name)? {
                 ReversePlace::Apex => Content::Apex,
                 ReversePlace::Empty => Content::Empty,
-                ReversePlace::Pointer(records) => Content::Pointer(records),
+                ReversePlace::Pointer(labels) => Content::Pointer(zone, labels),
                 ReversePlace::Missing => Content::Missing,
             };
             let apex = name.start_of_last(zone.reverse().apex_labels())?;
@@ -163,10 +162,10 @@ pub(crate) enum Content<'s> {
     Empty,
     /// SOA and NS.
     Apex,
-    /// Containers.
-    Node(&'s Node),
-    /// A PTR record.
-    Pointer(&'s RecordSet),
+    /// Containers of a network.
+    Node(&'s Zone, &'s Node),
+    /// An address of a network's container, which points to the name with these labels before the network's.
+    Pointer(&'s Zone, &'s [u8]),
     /// The address of the name server itself.
     NameServer,
 }

@@ -35,7 +35,6 @@ const BEFORE_TARGET_BYTES: usize = 6;
 #[derive(Debug, Default)]
 pub(crate) struct Services {
     records: Box<[Record]>,
-    ttl_s: u32,
 }
 
 #[derive(Debug)]
@@ -60,7 +59,7 @@ impl Services {
             push_record(&mut wire, OWNER, rtype::SRV, ttl_s, &data);
             Record { wire: wire.into(), address: target.address }
         };
-        Services { records: targets.map(encode).collect(), ttl_s }
+        Services { records: targets.map(encode).collect() }
     }
 
     /// Whether there is no record.
@@ -71,11 +70,6 @@ impl Services {
     /// How many records there are.
     pub(crate) fn len(&self) -> usize {
         self.records.len()
-    }
-
-    /// How long the records and their targets' addresses may be kept, in seconds.
-    pub(crate) fn ttl_s(&self) -> u32 {
-        self.ttl_s
     }
 
     /// Appends as many whole records as end before `end`, beginning with any of them: clients choose by priority

@@ -3,8 +3,8 @@
 mod draft;
 
 pub use self::draft::Draft;
-use crate::name::{self, Suffix};
-use crate::records::RecordSet;
+use crate::name::{self, Labels, Suffix};
+use crate::records::{Facts, RecordSet};
 use crate::reverse::Reverse;
 use crate::services::{Port, Services};
 use ipnet::Ipv4Net;
@@ -28,7 +28,7 @@ pub struct ZoneMember {
     /// The ports it publishes.
     pub ports: Vec<Port>,
     /// What a TXT record at its own name tells a person, as `key=value`.
-    pub facts: Vec<String>,
+    pub facts: Facts,
     /// Its host has not been heard of for a while: it comes last in every answer.
     pub late: bool,
 }
@@ -72,9 +72,11 @@ pub enum ZoneError {
 pub struct Zone {
     network: String,
     suffix: Suffix,
+    ttl_s: u32,
     serial: u32,
-    /// By the labels before [`Self::suffix`]; holds empty non-terminals too (RFC 8020).
-    names: BTreeMap<Arc<[u8]>, Arc<Node>>,
+    /// By the labels before [`Self::suffix`]; holds empty non-terminals too (RFC 8020). Shared with the draft until
+    /// that is changed.
+    names: Arc<BTreeMap<Labels, Arc<Node>>>,
     reverse: Reverse,
 }
 
@@ -83,7 +85,7 @@ pub struct Zone {
 pub(crate) struct Node {
     pub(crate) a: RecordSet,
     pub(crate) aaaa: RecordSet,
-    pub(crate) txt: RecordSet,
+    pub(crate) txt: Facts,
     pub(crate) services: Services,
 }
 
@@ -150,6 +152,11 @@ impl Zone {
         &self.suffix
     }
 
+    /// How long answers may be kept, in seconds.
+    pub(crate) fn ttl_s(&self) -> u32 {
+        self.ttl_s
+    }
+
     pub(crate) fn serial(&self) -> u32 {
         self.serial
     }
@@ -193,7 +200,7 @@ mod tests {
             address: Ipv4Addr::new(10, 240, 0, last),
             address6: None,
             ports: Vec::new(),
-            facts: Vec::new(),
+            facts: Facts::default(),
             late: false,
         }
     }

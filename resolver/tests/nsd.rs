@@ -50,7 +50,7 @@ fn members() -> Vec<ZoneMember> {
             } else {
                 Vec::new()
             },
-            facts: vec![format!("member={n}"), "host=host-a".into()],
+            facts: [&format!("member={n}"), "host=host-a"].into_iter().collect(),
             late: n.is_multiple_of(11),
         }
     };
@@ -100,7 +100,8 @@ fn network_file(members: &[ZoneMember]) -> String {
             }
         }
         if member.ordinal.is_some() {
-            let facts: Vec<_> = member.facts.iter().map(|fact| format!("{fact:?}")).collect();
+            let facts: Vec<_> =
+                member.facts.iter().map(|fact| format!("\"{}\"", fact.escape_ascii())).collect();
             lines.insert(format!("{} 30 IN TXT {}", names[0], facts.join(" ")));
         }
     }

@@ -12,7 +12,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use resolver::{Answers, Counters, Forwarder, Limits, Listener, Scope, Service, Sockets, Zone, ZoneMember};
+use resolver::{
+    Answers, Counters, Facts, Forwarder, Limits, Listener, Scope, Service, Sockets, Zone, ZoneMember,
+};
 use rustix::mount::{UnmountFlags, unmount};
 use tests::ids::{AP, PN, ZONE, name};
 use tests::{Netns, dns, process};
@@ -104,7 +106,7 @@ fn serve(netns: &Netns) -> Listener {
         address: address(count, n),
         address6: None,
         ports: Vec::new(),
-        facts: Vec::new(),
+        facts: Facts::default(),
         late: false,
     };
     let members: Vec<_> =

@@ -8,7 +8,7 @@ use gossip::View;
 use gossip::id::NetworkId;
 use gossip::record::{MemberRecord, MemberState};
 use gossip::standing::Standing;
-use resolver::ZoneMember;
+use resolver::{Facts, ZoneMember};
 
 use super::network::held;
 use crate::claims::{Ledger, MemberKey};
@@ -46,7 +46,7 @@ pub fn zone_member(
 }
 
 /// What a TXT record tells a person of a member.
-fn facts(key: &MemberKey, record: &MemberRecord) -> Vec<String> {
+fn facts(key: &MemberKey, record: &MemberRecord) -> Facts {
     let (host, _, member) = key;
     let ports = record.ports.iter().map(|port| format!("port={port}"));
     [format!("member={member}"), format!("host={host}"), format!("address={}", record.address)]

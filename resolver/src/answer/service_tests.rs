@@ -22,7 +22,8 @@ fn publishing(mut member: ZoneMember, ports: &[(&str, &'static str, u16)]) -> Zo
 fn region() -> Scope {
     let http = [("http", "tcp", 3000), ("53", "udp", 53)];
     let late = |member| ZoneMember { late: true, ..member };
-    let facts = |member| ZoneMember { facts: vec!["host=host-a".into(), "x".repeat(300)], ..member };
+    let facts =
+        |member| ZoneMember { facts: ["host=host-a", &"x".repeat(300)].into_iter().collect(), ..member };
     scope_of(&[
         facts(publishing(member(APP, "web", 1, [10, 240, 0, 1]), &http)),
         late(publishing(member(APP, "web", 2, [10, 240, 0, 2]), &[("http", "tcp", 3001)])),

@@ -1,8 +1,8 @@
 //! A network's names as its members come and go.
 
 use super::{Node, Zone, ZoneError, ZoneMember, parse_suffix};
-use crate::name::{self, Suffix};
-use crate::records::RecordSet;
+use crate::name::{self, Labels, Suffix};
+use crate::records::{Facts, RecordSet};
 use crate::reverse::Reverse;
 use crate::services::{Services, Target};
 use ipnet::Ipv4Net;
@@ -22,27 +22,25 @@ pub struct Draft {
     suffix: Suffix,
     ttl_s: u32,
     subnet: Ipv4Net,
-    members: BTreeMap<Ipv4Addr, Placed>,
-    /// Why each name is there, by its labels before the suffix in wire form.
-    reasons: BTreeMap<Labels, BTreeSet<(Ipv4Addr, Reason)>>,
+    members: BTreeMap<Ipv4Addr, Box<Placed>>,
+    /// Why each name is there, by its labels before the suffix; in order, and never nothing.
+    reasons: BTreeMap<Labels, Vec<(Ipv4Addr, Reason)>>,
     /// Names that are not as `names` has them.
     touched: BTreeSet<Labels>,
-    names: BTreeMap<Labels, Arc<Node>>,
+    /// Of the last zone.
+    names: Arc<BTreeMap<Labels, Arc<Node>>>,
     reverse: Reverse,
 }
-
-/// Shared by all zones that have the name.
-type Labels = Arc<[u8]>;
 
 /// A member, and where it stands.
 #[derive(Debug)]
 struct Placed {
     member: ZoneMember,
-    /// The name that says most about it, whole.
-    own: Vec<u8>,
-    /// It has that name alone.
+    /// The name that says most about it.
+    own: Labels,
+    /// It has a name that says who it is.
     numbered: bool,
-    places: Vec<(Labels, Reason)>,
+    places: Box<[(Labels, Reason)]>,
 }
 
 /// Why a name is there.
@@ -50,10 +48,8 @@ struct Placed {
 enum Reason {
     /// There is a name below it.
     Above,
-    /// The member's addresses stand there.
+    /// The member's addresses stand there; at a number also its facts.
     Held,
-    /// Its facts do.
-    Described,
     /// It publishes that service, on this port.
     Published(u16),
 }
@@ -66,7 +62,7 @@ impl Draft {
     pub fn new(network: &str, zone: &str, ttl_s: u32, subnet: Ipv4Net) -> Result<Draft, ZoneError> {
         let suffix = parse_suffix(&format!("{network}.{zone}"))?;
         // The network's own name is there without anybody.
-        let names = BTreeMap::from([(Labels::default(), Arc::default())]);
+        let names = BTreeMap::from([(Labels::default(), Arc::default())]).into();
         Ok(Draft {
             network: network.to_owned(),
             suffix,
@@ -90,7 +86,7 @@ impl Draft {
         self.touched.extend(self.reasons.keys().cloned());
         self.reverse = Reverse::new(subnet);
         for (address, placed) in &self.members {
-            self.reverse.set(*address, Some(RecordSet::ptr(ttl_s, &placed.own)));
+            self.reverse.set(*address, Some(placed.own.clone()));
         }
         true
     }
@@ -113,12 +109,15 @@ impl Draft {
         let address = member.address;
         self.remove(address);
         let placed = self.place(member)?;
-        self.reverse.set(address, Some(RecordSet::ptr(self.ttl_s, &placed.own)));
+        self.reverse.set(address, Some(placed.own.clone()));
         for (labels, reason) in &placed.places {
-            self.reasons.entry(labels.clone()).or_default().insert((address, *reason));
+            let (reasons, reason) = (self.reasons.entry(labels.clone()).or_default(), (address, *reason));
+            if let Err(place) = reasons.binary_search(&reason) {
+                reasons.insert(place, reason);
+            }
             self.touched.insert(labels.clone());
         }
-        self.members.insert(address, placed);
+        self.members.insert(address, Box::new(placed));
         Ok(())
     }
 
@@ -128,7 +127,9 @@ impl Draft {
         self.reverse.set(address, None);
         for (labels, reason) in placed.places {
             if let Some(reasons) = self.reasons.get_mut(&labels) {
-                reasons.remove(&(address, reason));
+                if let Ok(place) = reasons.binary_search(&(address, reason)) {
+                    reasons.remove(place);
+                }
                 if reasons.is_empty() {
                     self.reasons.remove(&labels);
                 }
@@ -139,15 +140,25 @@ impl Draft {
 
     /// What is to be served now. `serial` as for [`Zone::build`].
     pub fn zone(&mut self, serial: u32) -> Zone {
-        for labels in std::mem::take(&mut self.touched) {
-            match self.reasons.get(&labels) {
-                Some(reasons) => _ = self.names.insert(labels, Arc::new(self.encode(reasons))),
-                None => _ = self.names.remove(&labels),
+        let touched = std::mem::take(&mut self.touched);
+        let changes = touched.into_iter().map(|labels| {
+            let node = self.reasons.get(&labels).map(|reasons| Arc::new(self.encode(&labels, reasons)));
+            (labels, node)
+        });
+        let changes: Vec<_> = changes.collect();
+        if !changes.is_empty() {
+            let names = Arc::make_mut(&mut self.names);
+            for (labels, node) in changes {
+                match node {
+                    Some(node) => _ = names.insert(labels, node),
+                    None => _ = names.remove(&labels),
+                }
             }
         }
         Zone {
             network: self.network.clone(),
             suffix: self.suffix.clone(),
+            ttl_s: self.ttl_s,
             serial,
             names: self.names.clone(),
             reverse: self.reverse.clone(),
@@ -157,42 +168,45 @@ impl Draft {
     /// Where a member stands.
     fn place(&self, member: ZoneMember) -> Result<Placed, ZoneError> {
         let labels = MemberLabels::new(&member)?;
-        let own = self.whole(&member, labels.own())?;
-        let mut places = vec![(labels.app.clone(), Reason::Above)];
+        self.fits(&member, labels.own())?;
+        let own = self.shared(labels.own());
+        let mut places = vec![(self.shared(&labels.app), Reason::Above)];
         for held in labels.held() {
-            places.push((held.clone(), Reason::Held));
+            let place = if **held == *own { own.clone() } else { self.shared(held) };
+            places.push((place, Reason::Held));
             for port in &member.ports {
                 let transport = below(&member, &format!("_{}", port.protocol), held)?;
                 let service = below(&member, &format!("_{}", port.service), &transport)?;
-                self.whole(&member, &service)?;
-                places.push((transport, Reason::Above));
-                places.push((service, Reason::Published(port.number)));
+                self.fits(&member, &service)?;
+                places.push((self.shared(&transport), Reason::Above));
+                places.push((self.shared(&service), Reason::Published(port.number)));
             }
         }
-        let numbered = labels.ordinal.is_some();
-        places.extend(labels.ordinal.map(|ordinal| (ordinal, Reason::Described)));
-        let places = places.into_iter().map(|(labels, reason)| (labels.into(), reason)).collect();
-        Ok(Placed { member, own, numbered, places })
+        Ok(Placed { numbered: labels.ordinal.is_some(), member, own, places: places.into() })
     }
 
-    /// A member's whole name.
-    fn whole(&self, member: &ZoneMember, labels: &[u8]) -> Result<Vec<u8>, ZoneError> {
-        self.suffix.below(labels).ok_or(ZoneError::TooLong(member.address))
+    /// The copy that is there already, or a new one.
+    fn shared(&self, labels: &[u8]) -> Labels {
+        self.reasons.get_key_value(labels).map_or_else(|| labels.into(), |(there, _)| there.clone())
+    }
+
+    fn fits(&self, member: &ZoneMember, labels: &[u8]) -> Result<(), ZoneError> {
+        if self.suffix.has_room(labels) { Ok(()) } else { Err(ZoneError::TooLong(member.address)) }
     }
 
     /// The records of a name, given why it is there.
-    fn encode(&self, reasons: &BTreeSet<(Ipv4Addr, Reason)>) -> Node {
+    fn encode(&self, labels: &Labels, reasons: &[(Ipv4Addr, Reason)]) -> Node {
         let mut name = Name::default();
         for (address, reason) in reasons {
             if let Some(placed) = self.members.get(address) {
-                name.add(placed, *reason);
+                name.add(labels, placed, *reason);
             }
         }
-        name.encode(self.ttl_s)
+        name.encode(self.ttl_s, &self.suffix)
     }
 }
 
-/// A target's whole name, and the port.
+/// A target's labels, and the port.
 type Published<'d> = (&'d [u8], u16);
 
 /// What stands at a name; of each address and target, whether all that stand behind it are late.
@@ -202,11 +216,11 @@ struct Name<'d> {
     aaaa: BTreeMap<Ipv6Addr, bool>,
     targets: BTreeMap<Published<'d>, (bool, Option<Ipv4Addr>)>,
     /// Those of the member with the least address.
-    facts: Option<&'d [String]>,
+    facts: Option<&'d Facts>,
 }
 
 impl<'d> Name<'d> {
-    fn add(&mut self, placed: &'d Placed, reason: Reason) {
+    fn add(&mut self, labels: &[u8], placed: &'d Placed, reason: Reason) {
         let member = &placed.member;
         match reason {
             Reason::Above => {}
@@ -215,8 +229,10 @@ impl<'d> Name<'d> {
                 if let Some(address6) = member.address6 {
                     *self.aaaa.entry(address6).or_insert(true) &= member.late;
                 }
+                if placed.numbered && *placed.own == *labels {
+                    self.facts = self.facts.or(Some(&member.facts));
+                }
             }
-            Reason::Described => self.facts = self.facts.or(Some(&member.facts)),
             Reason::Published(port) => {
                 let address = placed.numbered.then_some(member.address);
                 self.targets.entry((&placed.own, port)).or_insert((true, address)).0 &= member.late;
@@ -224,10 +240,9 @@ impl<'d> Name<'d> {
         }
     }
 
-    fn encode(self, ttl_s: u32) -> Node {
-        let facts = self.facts.filter(|facts| !facts.is_empty());
-        let targets = self.targets.into_iter().map(|((name, port), (late, address))| Target {
-            name: name.to_owned(),
+    fn encode(self, ttl_s: u32, suffix: &Suffix) -> Node {
+        let targets = self.targets.into_iter().map(|((labels, port), (late, address))| Target {
+            name: [labels, suffix.wire()].concat(),
             port,
             late,
             address,
@@ -235,7 +250,7 @@ impl<'d> Name<'d> {
         Node {
             a: RecordSet::a(ttl_s, &self.a),
             aaaa: RecordSet::aaaa(ttl_s, &self.aaaa),
-            txt: facts.map(|facts| RecordSet::txt(ttl_s, facts)).unwrap_or_default(),
+            txt: self.facts.cloned().unwrap_or_default(),
             services: Services::new(ttl_s, targets),
         }
     }

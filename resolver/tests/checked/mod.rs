@@ -71,7 +71,7 @@ fn zone(members: u16) -> Arc<Zone> {
         address: Ipv4Addr::from(0x0af0_0000 + u32::from(n)),
         address6: n.is_multiple_of(2).then(|| Ipv6Addr::from(u128::from(n))),
         ports: vec![Port { service: "http".into(), protocol: "tcp", number: 80 }],
-        facts: vec![format!("member={n}")],
+        facts: [format!("member={n}")].into_iter().collect(),
         late: n.is_multiple_of(7),
     };
     let members: Vec<_> = (1..=members).map(member).collect();

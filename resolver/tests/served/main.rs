@@ -8,7 +8,9 @@ mod dig;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 
-use resolver::{Answers, Counters, Forwarder, Limits, Listener, Scope, Service, Sockets, Zone, ZoneMember};
+use resolver::{
+    Answers, Counters, Facts, Forwarder, Limits, Listener, Scope, Service, Sockets, Zone, ZoneMember,
+};
 use tokio::sync::watch;
 
 const SUFFIX: &str = "private-network.internal";
@@ -59,7 +61,7 @@ fn member(process: &str, third: u8, last: u8) -> ZoneMember {
         address: Ipv4Addr::new(10, 240, third, last),
         address6: None,
         ports: Vec::new(),
-        facts: Vec::new(),
+        facts: Facts::default(),
         late: false,
     }
 }

@@ -27,7 +27,7 @@ fn member() -> impl Strategy<Value = ZoneMember> {
             address,
             address6: six.then(|| address.to_ipv6_mapped()),
             ports: ports.into_iter().map(port).collect(),
-            facts: vec![format!("address={address}")],
+            facts: [format!("address={address}")].into_iter().collect(),
             late,
         }
     })
@@ -64,7 +64,7 @@ fn who_has_no_name_takes_nobody_elses() {
         address: Ipv4Addr::new(10, 240, 0, last),
         address6: None,
         ports: Vec::new(),
-        facts: Vec::new(),
+        facts: Facts::default(),
         late: false,
     };
     let mut draft = empty();

@@ -13,7 +13,9 @@ use std::time::Duration;
 use hickory_proto::rr::RecordType;
 use netplumb::netns;
 use netplumb::state::NetnsRef;
-use resolver::{Answers, Counters, Forwarder, Limits, Listener, Scope, Service, Sockets, Zone, ZoneMember};
+use resolver::{
+    Answers, Counters, Facts, Forwarder, Limits, Listener, Scope, Service, Sockets, Zone, ZoneMember,
+};
 use tests::Netns;
 use tests::dns::{SERVER, lookup};
 use tests::process::{self, Place};
@@ -126,7 +128,7 @@ fn zone(members: u16) -> Zone {
         address: Ipv4Addr::from(0x0af0_0000 + u32::from(number)),
         address6: None,
         ports: Vec::new(),
-        facts: Vec::new(),
+        facts: Facts::default(),
         late: false,
     };
     let members: Vec<_> = (1..=members).map(member).collect();

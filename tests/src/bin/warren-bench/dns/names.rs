@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use resolver::{Zone, ZoneMember};
+use resolver::{Facts, Zone, ZoneMember};
 
 /// The network's zone, as long as real ones.
 pub const ORIGIN: &str = "pn-ad0fd6a1-d05e-40ea-bf63-c4f8a75a9d8c.private-network.internal";
@@ -95,7 +95,7 @@ pub fn zone() -> Zone {
         address: Ipv4Addr::from(0x0a00_0001 + n),
         address6: None,
         ports: Vec::new(),
-        facts: Vec::new(),
+        facts: Facts::default(),
         late: false,
     };
     let members: Vec<_> = (0..APPS * MEMBERS).map(member).collect();
