@@ -64,15 +64,15 @@ pub struct Timings {
 
 impl Timings {
     /// The defaults for a gossip interval: hold 5 intervals, detection 12 (chitchat with phi 8
-    /// was measured to find a dead host within 6 s at 500 ms and within 12 s at 1 s), patience 8 up to 500 ms
-    /// and beyond so long that the sixth look finds a death (such regions are so large that the last heartbeat goes
-    /// round for seconds, which come on top), gone after 15 min, forgotten after 24 h, away for 120 s at most, ghosts
-    /// for 120 s, grace 4 min.
+    /// was measured to find a dead host within 6 s at 500 ms and within 12 s at 1 s), patience 8 up to 500 ms,
+    /// 4 s at least beyond, and 5¾ from 700 ms on (such regions are so large that the last heartbeat goes round for
+    /// seconds, which come on top), gone after 15 min, forgotten after 24 h, away for 120 s at most, ghosts for 120 s,
+    /// grace 4 min.
     pub fn of(interval: Duration) -> Self {
         Self {
             hold: 5 * interval,
             detection: 12 * interval,
-            patience: if interval > Duration::from_millis(500) { 23 * interval / 4 } else { 8 * interval },
+            patience: (8 * interval).min((23 * interval / 4).max(Duration::from_secs(4))),
             gone: Duration::from_secs(15 * 60),
             forget: Duration::from_secs(24 * 3600),
             away_max: Duration::from_secs(120),
@@ -288,7 +288,11 @@ mod tests {
 
     /// Plays a story of (from second, what is seen) up to each second of `expected`.
     fn check(story: &[(f64, Seen)], expected: &[(f64, Standing)]) {
-        let (start, timings) = (Instant::now(), Timings::of(INTERVAL));
+        check_at(INTERVAL, story, expected);
+    }
+
+    fn check_at(interval: Duration, story: &[(f64, Seen)], expected: &[(f64, Standing)]) {
+        let (start, timings) = (Instant::now(), Timings::of(interval));
         let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
         let mut life = Life::begin(1, start);
         let (mut tick, mut expected) = (0_u64, expected.iter().peekable());
@@ -319,6 +323,9 @@ mod tests {
         // A crash: dead when chitchat says so, but not after a silence of less than eight intervals (4 s).
         check(&[(0.0, Live(1)), (10.0, Silent(1))], &[(9.9, Answering), (10.0, Late), (13.9, Dead)]);
         check(&[(0.0, Live(1)), (10.0, Mute(1)), (14.5, Silent(1))], &[(14.4, Late), (14.5, Dead)]);
+        // In a region of one-second rounds five and three quarters are enough.
+        let crash = [(0.0, Live(1)), (15.0, Silent(1))];
+        check_at(2 * INTERVAL, &crash, &[(14.9, Answering), (15.0, Late), (20.6, Late), (20.7, Dead)]);
         // Chitchat gave it up after two seconds, and it is heard again: it was never out of answers.
         check(
             &[(0.0, Live(1)), (10.0, Mute(1)), (12.0, Silent(1)), (13.0, Live(1))],
@@ -375,6 +382,16 @@ mod tests {
         check(
             &[(0.0, Live(1)), (10.0, Seen::Goodbye(1, 120)), (60.0, Restarted(2)), (62.0, Live(2))],
             &[(59.9, Away), (60.0, Answering), (61.9, Answering), (80.0, Answering)],
+        );
+    }
+
+    #[test]
+    fn who_gossips_less_often_is_given_up_no_sooner() {
+        let patience = |ms| Timings::of(Duration::from_millis(ms)).patience;
+        assert!((20..5000).all(|ms| patience(ms) <= patience(ms + 1)));
+        assert_eq!(
+            [500, 600, 1000].map(patience),
+            [Duration::from_secs(4), Duration::from_secs(4), Duration::from_millis(5750)]
         );
     }
 

@@ -1,4 +1,5 @@
-//! Resource records (RFC 1035 §3.2.1) encoded once, to be copied behind any question that names their owner.
+//! Resource records (RFC 1035 §3.2.1): addresses encoded once, to be copied behind any question that names their
+//! owner, and the data of the others.
 
 use rand::{Rng, RngExt};
 use std::collections::BTreeMap;
@@ -195,6 +196,25 @@ mod tests {
         assert_eq!(set.append(&mut out, 16, &mut SmallRng::seed_from_u64(1)), 1);
         assert_eq!(out, expected);
         assert_eq!(set.data().collect::<Vec<_>>(), [[10, 240, 0, 0]]);
+    }
+
+    #[test]
+    fn facts_are_read_as_they_are_sent() {
+        let (long, wide) = ("x".repeat(256), format!("{}é", "x".repeat(254)));
+        let facts: Facts = ["", "a=b", &long[..255], &long, &wide].into_iter().collect();
+        let texts: Vec<_> = facts.iter().collect();
+        assert_eq!(
+            texts,
+            [
+                b"",
+                b"a=b".as_slice(),
+                &long.as_bytes()[..255],
+                &long.as_bytes()[..255],
+                &wide.as_bytes()[..255]
+            ]
+        );
+        assert!(Facts::default().is_empty() && !facts.is_empty());
+        assert_eq!([""; 0].into_iter().collect::<Facts>(), Facts::default());
     }
 
     #[test]

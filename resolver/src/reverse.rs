@@ -37,10 +37,14 @@ impl Reverse {
 
     /// Sets what an address points to; one outside the subnet is left out.
     pub(crate) fn set(&mut self, address: Ipv4Addr, target: Option<Labels>) {
+        let target = target.filter(|_| self.subnet.contains(&address));
+        if self.pointers.get(&address) == target.as_ref() {
+            return;
+        }
         let pointers = Arc::make_mut(&mut self.pointers);
         match target {
-            Some(target) if self.subnet.contains(&address) => _ = pointers.insert(address, target),
-            _ => _ = pointers.remove(&address),
+            Some(target) => _ = pointers.insert(address, target),
+            None => _ = pointers.remove(&address),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The names of one network, encoded once.
+//! The names of one network, the addresses behind them encoded once.
 
 mod draft;
 

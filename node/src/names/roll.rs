@@ -64,10 +64,9 @@ impl Roll {
         }
         let gone = before.map_or(0, project::print);
         let come = member.as_ref().map_or(0, project::print);
-        self.draft.remove(address);
         self.prints = self.prints.wrapping_sub(gone);
         match member.map(|member| self.draft.put(member)) {
-            None => {}
+            None => self.draft.remove(address),
             Some(Ok(())) => self.prints = self.prints.wrapping_add(come),
             Some(Err(error)) => tracing::error!(network = %self.network, "a name cannot be served: {error}"),
         }

@@ -118,8 +118,36 @@ fn many_services_come_whole_or_say_so() {
 #[test]
 fn a_member_tells_its_facts() {
     let (bytes, message) = ask("1.web", rtype::TXT, Transport::Udp, &region());
-    let [Record { data: RData::TXT(txt), .. }] = &message.answers[..] else { panic!("{message:?}") };
+    let [Record { data: RData::TXT(txt), ttl: 30, .. }] = &message.answers[..] else { panic!("{message:?}") };
     let texts: Vec<_> = txt.txt_data.iter().map(|text| text.len()).collect();
     assert_eq!((texts, &txt.txt_data[0][..]), (vec![11, 255], &b"host=host-a"[..]));
     assert_eq!(read_whole(&bytes), message);
+}
+
+#[test]
+fn facts_come_whole_or_say_so() {
+    let wordy = ZoneMember {
+        facts: (0..3).map(|n| n.to_string().repeat(200)).collect(),
+        ..member(APP, "web", 1, [10, 240, 0, 1])
+    };
+    let scope = scope_of(&[wordy]);
+    for (transport, answers) in [(Transport::Udp, 0), (Transport::Tcp, 1)] {
+        let (_, message) = ask("1.web", rtype::TXT, transport, &scope);
+        assert_eq!((message.answers.len(), message.metadata.truncation), (answers, answers == 0));
+    }
+}
+
+/// An ordinal that two hold for a moment: the name tells of the one with the least address, be it nothing.
+#[test]
+fn facts_are_of_one_member() {
+    let telling = |last, facts: &[&str]| ZoneMember {
+        facts: facts.iter().collect(),
+        ..member(APP, "web", 1, [10, 240, 0, last])
+    };
+    let told = |members: &[ZoneMember]| {
+        let (_, message) = ask("1.web", rtype::TXT, Transport::Udp, &scope_of(members));
+        message.answers.iter().map(|record| record.data.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&[telling(2, &["host=b"]), telling(1, &["host=a"])]), ["host=a"]);
+    assert!(told(&[telling(2, &["host=b"]), telling(1, &[])]).is_empty());
 }

@@ -82,12 +82,16 @@ impl Draft {
         if (self.ttl_s, self.subnet) == (ttl_s, subnet) {
             return false;
         }
-        (self.ttl_s, self.subnet) = (ttl_s, subnet);
-        self.touched.extend(self.reasons.keys().cloned());
-        self.reverse = Reverse::new(subnet);
-        for (address, placed) in &self.members {
-            self.reverse.set(*address, Some(placed.own.clone()));
+        if self.ttl_s != ttl_s {
+            self.touched.extend(self.reasons.keys().cloned());
         }
+        if self.subnet != subnet {
+            self.reverse = Reverse::new(subnet);
+            for (address, placed) in &self.members {
+                self.reverse.set(*address, Some(placed.own.clone()));
+            }
+        }
+        (self.ttl_s, self.subnet) = (ttl_s, subnet);
         true
     }
 
@@ -112,9 +116,7 @@ impl Draft {
         self.reverse.set(address, Some(placed.own.clone()));
         for (labels, reason) in &placed.places {
             let (reasons, reason) = (self.reasons.entry(labels.clone()).or_default(), (address, *reason));
-            if let Err(place) = reasons.binary_search(&reason) {
-                reasons.insert(place, reason);
-            }
+            reasons.insert(reasons.partition_point(|there| *there < reason), reason);
             self.touched.insert(labels.clone());
         }
         self.members.insert(address, Box::new(placed));
@@ -141,19 +143,18 @@ impl Draft {
     /// What is to be served now. `serial` as for [`Zone::build`].
     pub fn zone(&mut self, serial: u32) -> Zone {
         let touched = std::mem::take(&mut self.touched);
-        let changes = touched.into_iter().map(|labels| {
-            let node = self.reasons.get(&labels).map(|reasons| Arc::new(self.encode(&labels, reasons)));
-            (labels, node)
-        });
-        let changes: Vec<_> = changes.collect();
-        if !changes.is_empty() {
-            let names = Arc::make_mut(&mut self.names);
-            for (labels, node) in changes {
-                match node {
-                    Some(node) => _ = names.insert(labels, node),
-                    None => _ = names.remove(&labels),
+        if !touched.is_empty() {
+            let mut names = std::mem::take(&mut self.names);
+            let changed = Arc::make_mut(&mut names);
+            for labels in touched {
+                match self.reasons.get(&labels) {
+                    Some(reasons) => {
+                        _ = changed.insert(labels.clone(), Arc::new(self.encode(&labels, reasons)))
+                    }
+                    None => _ = changed.remove(&labels),
                 }
             }
+            self.names = names;
         }
         Zone {
             network: self.network.clone(),
@@ -169,25 +170,35 @@ impl Draft {
     fn place(&self, member: ZoneMember) -> Result<Placed, ZoneError> {
         let labels = MemberLabels::new(&member)?;
         self.fits(&member, labels.own())?;
-        let own = self.shared(labels.own());
-        let mut places = vec![(self.shared(&labels.app), Reason::Above)];
+        let mut places = vec![(labels.app.clone(), Reason::Above)];
         for held in labels.held() {
-            let place = if **held == *own { own.clone() } else { self.shared(held) };
-            places.push((place, Reason::Held));
+            places.push((held.clone(), Reason::Held));
             for port in &member.ports {
                 let transport = below(&member, &format!("_{}", port.protocol), held)?;
                 let service = below(&member, &format!("_{}", port.service), &transport)?;
                 self.fits(&member, &service)?;
-                places.push((self.shared(&transport), Reason::Above));
-                places.push((self.shared(&service), Reason::Published(port.number)));
+                places.push((transport, Reason::Above));
+                places.push((service, Reason::Published(port.number)));
             }
         }
-        Ok(Placed { numbered: labels.ordinal.is_some(), member, own, places: places.into() })
+        places.sort();
+        places.dedup();
+        let by_name = places.chunk_by(|(one, _), (other, _)| one == other);
+        let shared = by_name.flat_map(|reasons| {
+            let labels = self.shared(&reasons[0].0);
+            reasons.iter().map(move |(_, reason)| (labels.clone(), *reason))
+        });
+        let places: Box<[(Labels, Reason)]> = shared.collect();
+        let is_own = |(place, _): &&(Labels, Reason)| **place == *labels.own();
+        let own = places.iter().find(is_own).map_or_else(|| labels.own().into(), |(own, _)| own.clone());
+        Ok(Placed { numbered: labels.ordinal.is_some(), member, own, places })
     }
 
-    /// The copy that is there already, or a new one.
+    /// The copy that is there already, were it in the last zone, or a new one.
     fn shared(&self, labels: &[u8]) -> Labels {
-        self.reasons.get_key_value(labels).map_or_else(|| labels.into(), |(there, _)| there.clone())
+        let named = || self.names.get_key_value(labels).map(|(there, _)| there);
+        let there = self.reasons.get_key_value(labels).map(|(there, _)| there).or_else(named);
+        there.cloned().unwrap_or_else(|| labels.into())
     }
 
     fn fits(&self, member: &ZoneMember, labels: &[u8]) -> Result<(), ZoneError> {
@@ -195,7 +206,7 @@ impl Draft {
     }
 
     /// The records of a name, given why it is there.
-    fn encode(&self, labels: &Labels, reasons: &[(Ipv4Addr, Reason)]) -> Node {
+    fn encode(&self, labels: &[u8], reasons: &[(Ipv4Addr, Reason)]) -> Node {
         let mut name = Name::default();
         for (address, reason) in reasons {
             if let Some(placed) = self.members.get(address) {
